@@ -1,0 +1,40 @@
+# Every target with a `##` remark appears in `make help`.
+.DEFAULT_GOAL := help
+.PHONY: help run test test-rust test-sdk test-autobahn lint fmt bench tools
+
+help: ## List these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+run: ## Build quickly and start everything in one process on 127.0.0.1 (ARGS="…" for more flags)
+	@echo "1/2 building plenum (profile fast; the first build takes a few minutes)"
+	@cargo build --profile fast --package plenum
+	@echo "2/2 starting plenum serve --dev (end it with Ctrl-C)"
+	@exec target/fast/plenum serve --dev $(ARGS)
+
+test: ## Run every suite: Rust, the SDKs, the server API, the browser, Autobahn; the last line is the total
+	@e2e/run
+
+test-rust: ## Run the Rust tests only
+	@e2e/run rust
+
+test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Python, Java, churn)
+	@e2e/run js-json js-protobuf browser python java churn
+
+test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
+	@e2e/run autobahn
+
+lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets --locked -- -D warnings
+	@deploy/tools/install deny
+	PATH="$(CURDIR)/.tools/cargo/bin:$$PATH" cargo deny --log-level error check bans licenses sources
+
+fmt: ## Format the Rust code
+	cargo fmt --all
+
+bench: ## Measure and print the table of performance figures (optimised build, several minutes)
+	@cargo build --release --package plenum
+	@cargo run --release --package plenum-e2e --bin bench -- $(ARGS)
+
+tools: ## Install the external tools of the tests into .tools/
+	@deploy/tools/install
