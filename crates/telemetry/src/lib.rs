@@ -1,1 +1,13 @@
-//! Placeholder.
+//! What Plenum says of itself: metrics in Prometheus' text format, and logs.
+//!
+//! Label values come from the enums of this crate alone: no name that a user chose ever becomes a label.
+
+mod labels;
+mod logs;
+mod metrics;
+mod process;
+
+pub use labels::*;
+pub use logs::{LogError, LogFormat, init_logs};
+pub use metrics::{Metrics, MetricsError};
+pub use prometheus::{Histogram, IntCounter, IntGauge};
