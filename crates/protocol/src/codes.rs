@@ -96,8 +96,8 @@ macro_rules! codes {
     };
 }
 
-const RETRIES: &str = "tries a connect, subscribe or refresh again with growing delays; any other call fails";
-const FAILS: &str = "the call fails; a connect ends disconnected, a subscribe ends unsubscribed";
+const RETRIES: &str = "tries connect, subscribe and refresh again with growing delays; other calls fail";
+const FAILS: &str = "the call fails; after connect it stays disconnected, after subscribe unsubscribed";
 const NEW_TOKEN: &str = "gets a new token and tries the connect or subscribe again";
 const COMES_BACK: &str = "reconnects with growing delays, subscribes again, recovers";
 const STAYS_AWAY: &str = "stays disconnected";

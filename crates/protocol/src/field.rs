@@ -4,7 +4,8 @@
 use std::collections::BTreeMap;
 
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer};
+use serde::de::{Deserialize, Deserializer, Visitor};
+use serde::forward_to_deserialize_any;
 use serde::ser::{Error as _, Serialize, Serializer};
 use serde_json::value::RawValue;
 
@@ -83,6 +84,32 @@ impl Field for Bytes {
     }
 }
 
+/// Reads a struct from an object alone. What serde derives would take an array of its fields as well, which nobody
+/// published; the derived code is kept apart by `remote = "Self"` so that this can stand before it.
+pub(crate) struct ObjectOnly<D>(pub D);
+
+impl<'de, D: Deserializer<'de>> Deserializer<'de> for ObjectOnly<D> {
+    type Error = D::Error;
+
+    fn deserialize_struct<V: Visitor<'de>>(
+        self,
+        _name: &'static str,
+        _fields: &'static [&'static str],
+        visitor: V,
+    ) -> Result<V::Value, D::Error> {
+        self.0.deserialize_map(visitor)
+    }
+
+    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, D::Error> {
+        self.0.deserialize_any(visitor)
+    }
+
+    forward_to_deserialize_any! {
+        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct
+        newtype_struct seq tuple tuple_struct map enum identifier ignored_any
+    }
+}
+
 /// Declares messages that exist in both encodings: one struct, `prost::Message` for Protobuf and serde for JSON.
 /// A field is written `name: Type = (protobuf kind) number`; `always` behind it keeps the field in JSON when it holds
 /// its default, which the published form does for a few fields that clients read without looking.
@@ -105,8 +132,20 @@ macro_rules! messages {
     (@one [$(#[$about:meta])* $vis:vis $name:ident] [$($done:tt)*]) => {
         $(#[$about])*
         #[derive(Clone, PartialEq, prost::Message, serde::Serialize, serde::Deserialize)]
-        #[serde(default)]
+        #[serde(default, remote = "Self")]
         $vis struct $name { $($done)* }
+
+        impl serde::Serialize for $name {
+            fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                Self::serialize(self, serializer)
+            }
+        }
+
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                Self::deserialize(crate::field::ObjectOnly(deserializer))
+            }
+        }
     };
     (@one [$(#[$about:meta])* $vis:vis $name:ident] [$($done:tt)*]
         { [$($note:tt)*] $field:ident: $type:ty = ($($kind:tt)+) $tag:literal [] } $($rest:tt)*
