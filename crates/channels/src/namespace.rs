@@ -187,6 +187,21 @@ pub enum SettingsError {
     },
 }
 
+impl SettingsError {
+    /// Path of the setting that is wrong.
+    pub fn key(&self) -> &str {
+        match self {
+            SettingsError::OutOfBounds { key, .. }
+            | SettingsError::Name { key, .. }
+            | SettingsError::NameNotAllowed { key, .. }
+            | SettingsError::Duplicate { key, .. }
+            | SettingsError::Regex { key, .. }
+            | SettingsError::Contradiction { key, .. }
+            | SettingsError::UnknownNamespace { key, .. } => key,
+        }
+    }
+}
+
 /// Settings that were checked, ready for lookups.
 #[derive(Clone, Debug)]
 pub struct Compiled {
