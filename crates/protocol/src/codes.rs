@@ -97,8 +97,8 @@ macro_rules! codes {
 }
 
 const RETRIES: &str = "tries connect, subscribe and refresh again with growing delays; other calls fail";
-const FAILS: &str = "the call fails; after connect it stays disconnected, after subscribe unsubscribed";
-const NEW_TOKEN: &str = "gets a new token and tries the connect or subscribe again";
+const FAILS: &str = "the call fails; connect and refresh end disconnected, subscribe and sub_refresh unsubscribed";
+const NEW_TOKEN: &str = "gets a new token and tries connect or subscribe again; other calls as with 101";
 const COMES_BACK: &str = "reconnects with growing delays, subscribes again, recovers";
 const STAYS_AWAY: &str = "stays disconnected";
 const UNSEEN: &str = "never sees it";
@@ -118,7 +118,7 @@ codes! {
         EXPIRED = 110 "expired" false, FAILS, "the new expiry lies in the past";
         TOO_MANY_REQUESTS = 111 "too many requests" true, RETRIES, "a rate limit is reached";
         UNRECOVERABLE_POSITION = 112 "unrecoverable position" false,
-            "drops its position; one that keeps its own state loads it and subscribes anew, others end unsubscribed",
+            "with `getState` it loads its state and subscribes anew, else it ends unsubscribed",
             "history or a recovery, where the client asked for an error, reaches behind what is kept";
         TOKEN_REVOKED = 113 "token revoked" false, FAILS, "the token was called back";
     }
@@ -128,7 +128,7 @@ codes! {
         SERVER = 2000 "server unsubscribe", "ends unsubscribed", "the API asked for it";
         INSUFFICIENT_STATE = 2500 "insufficient state", "subscribes again and recovers",
             "the order of a client-side subscription can no longer be kept";
-        EXPIRED = 2501 "subscription expired", "subscribes again with a new token",
+        EXPIRED = 2501 "subscription expired", "subscribes again; where that answers 109, with a new token",
             "the subscription was not refreshed in time";
         STATE_INVALIDATED = 2502 "state invalidated", "drops token and position, subscribes again",
             "what the client remembers of the channel is void";

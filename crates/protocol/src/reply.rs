@@ -10,7 +10,8 @@ use crate::envelope::{Slot, put, put_empty, put_push};
 use crate::frame::{DecodeError, EncodeError, Messages, Replies};
 use crate::message::*;
 use crate::wire::{
-    Connected, Disconnected, ErrorWire, Membership, Payload, PushWire, Refreshed, ReplyWire, Unsubscribe,
+    ConnectPush, ConnectReply, Disconnected, ErrorWire, Membership, Payload, PushWire, Refreshed, ReplyWire,
+    Unsubscribe,
 };
 
 /// One message from the server.
@@ -150,12 +151,16 @@ pub fn encode_publication(
     publication: &Publication,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
+    out.reserve(publication.data.len() + channel.len() + 64);
     put_push(encoding, channel, Slot("pub", 4), publication, out)
 }
 
 fn encode_result(encoding: Encoding, id: u32, result: &ReplyResult, out: &mut Vec<u8>) -> Result<(), EncodeError> {
     match result {
-        ReplyResult::Connect(body) => put(encoding, id, Slot("connect", 5), body.as_ref(), out),
+        ReplyResult::Connect(body) => match encoding {
+            Encoding::Json => put(encoding, id, Slot("connect", 5), body.as_ref(), out),
+            Encoding::Protobuf => put(encoding, id, Slot("connect", 5), &ConnectReply::from(body.as_ref()), out),
+        },
         ReplyResult::Subscribe(body) => put(encoding, id, Slot("subscribe", 6), body.as_ref(), out),
         ReplyResult::Unsubscribe => put(encoding, id, Slot("unsubscribe", 7), &Nothing {}, out),
         ReplyResult::Publish => put(encoding, id, Slot("publish", 8), &Nothing {}, out),
@@ -183,9 +188,12 @@ fn encode_push(encoding: Encoding, push: &Push, out: &mut Vec<u8>) -> Result<(),
             put_push(encoding, channel, Slot("message", 8), &Payload { data: data.clone() }, out)
         }
         PushEvent::Subscribe(body) => put_push(encoding, channel, Slot("subscribe", 9), body, out),
-        PushEvent::Connect(result) => {
-            put_push(encoding, channel, Slot("connect", 10), &Connected::from(result.as_ref()), out)
-        }
+        PushEvent::Connect(body) => match encoding {
+            Encoding::Json => put_push(encoding, channel, Slot("connect", 10), body.as_ref(), out),
+            Encoding::Protobuf => {
+                put_push(encoding, channel, Slot("connect", 10), &ConnectPush::from(body.as_ref()), out)
+            }
+        },
         PushEvent::Disconnect { code, reason, reconnect } => {
             let body = Disconnected { code: *code, reason: reason.clone(), reconnect: *reconnect };
             put_push(encoding, channel, Slot("disconnect", 11), &body, out)

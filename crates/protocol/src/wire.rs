@@ -72,7 +72,44 @@ messages! {
         ttl: u32 = (uint32) 2,
     }
 
-    /// The fields of [`ConnectResult`] under the numbers that they have in a push.
+    /// An entry of a map as it stands on the wire. As a map, prost leaves out a value that equals its default, and
+    /// the JavaScript SDK then reads `null` where it expects a subscription.
+    pub(crate) struct SubEntry {
+        key: String = (string) 1,
+        value: Option<SubscribeResult> = (message, optional) 2,
+    }
+
+    /// [`ConnectResult`] as a reply in Protobuf.
+    pub(crate) struct ConnectReply {
+        client: String = (string) 1,
+        version: String = (string) 2,
+        expires: bool = (bool) 3,
+        ttl: u32 = (uint32) 4,
+        data: Bytes = (bytes = "bytes") 5,
+        subs: Vec<SubEntry> = (message, repeated) 6,
+        ping: u32 = (uint32) 7,
+        pong: bool = (bool) 8,
+        session: String = (string) 9,
+        node: String = (string) 10,
+        time: i64 = (int64) 11,
+    }
+
+    /// [`ConnectResult`] as a push in Protobuf.
+    pub(crate) struct ConnectPush {
+        client: String = (string) 1,
+        version: String = (string) 2,
+        data: Bytes = (bytes = "bytes") 3,
+        subs: Vec<SubEntry> = (message, repeated) 4,
+        expires: bool = (bool) 5,
+        ttl: u32 = (uint32) 6,
+        ping: u32 = (uint32) 7,
+        pong: bool = (bool) 8,
+        session: String = (string) 9,
+        node: String = (string) 10,
+        time: i64 = (int64) 11,
+    }
+
+    /// The fields of [`ConnectResult`] under the numbers that they have in a push, to be decoded.
     pub(crate) struct Connected {
         client: String = (string) 1,
         version: String = (string) 2,
@@ -106,21 +143,32 @@ impl From<ErrorWire> for ErrorReply {
     }
 }
 
-macro_rules! same_fields {
-    ($from:expr, $to:ident: $($field:ident)*) => {{
-        let from = $from;
-        $to { $($field: from.$field),* }
+/// Copies a [`ConnectResult`] into the form of the same fields with the subscriptions as entries.
+macro_rules! with_entries {
+    ($result:expr, $form:ident: $($field:ident)*) => {{
+        let result: &ConnectResult = $result;
+        let subs = (result.subs.iter())
+            .map(|(channel, sub)| SubEntry { key: channel.clone(), value: Some(sub.clone()) })
+            .collect();
+        $form { subs, $($field: result.$field.clone()),* }
     }};
 }
 
-impl From<&ConnectResult> for Connected {
+impl From<&ConnectResult> for ConnectReply {
     fn from(result: &ConnectResult) -> Self {
-        same_fields!(result.clone(), Connected: client version data subs expires ttl ping pong session node time)
+        with_entries!(result, ConnectReply: client version data expires ttl ping pong session node time)
+    }
+}
+
+impl From<&ConnectResult> for ConnectPush {
+    fn from(result: &ConnectResult) -> Self {
+        with_entries!(result, ConnectPush: client version data expires ttl ping pong session node time)
     }
 }
 
 impl From<Connected> for ConnectResult {
     fn from(wire: Connected) -> Self {
-        same_fields!(wire, ConnectResult: client version data subs expires ttl ping pong session node time)
+        let Connected { client, version, data, subs, expires, ttl, ping, pong, session, node, time } = wire;
+        ConnectResult { client, version, data, subs, expires, ttl, ping, pong, session, node, time }
     }
 }
