@@ -18,7 +18,7 @@ test-rust: ## Run the Rust tests only
 	@e2e/run rust
 
 test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Python, Java, churn)
-	@e2e/run js-json js-protobuf browser python java churn
+	@e2e/run js-json js-protobuf browser python-json python-protobuf java churn
 
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
