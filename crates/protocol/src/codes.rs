@@ -109,7 +109,7 @@ codes! {
         UNAUTHORIZED = 101 "unauthorized" false, FAILS, "the call needs an identity that the connection lacks";
         UNKNOWN_CHANNEL = 102 "unknown channel" false, FAILS, "the channel's namespace does not exist";
         PERMISSION_DENIED = 103 "permission denied" false, FAILS, "the call is not allowed on this channel";
-        METHOD_NOT_FOUND = 104 "method not found" false, FAILS, "reserved for an unknown method";
+        METHOD_NOT_FOUND = 104 "method not found" false, FAILS, "the server API has no such method; an unknown command closes with 3501";
         ALREADY_SUBSCRIBED = 105 "already subscribed" false, FAILS, "the connection has this subscription";
         LIMIT_EXCEEDED = 106 "limit exceeded" false, FAILS, "a limit such as channels per connection is reached";
         BAD_REQUEST = 107 "bad request" false, FAILS, "the call is malformed, or its channel name too long";
