@@ -5,18 +5,31 @@
 //! [`Session`] and writes what its [`Outbox`] holds; a broker implements [`Log`], [`Presence`] and
 //! [`Control`]; the in-process implementations are in [`memory`].
 
+mod channel;
+mod error;
+mod hub;
 mod namespace;
+mod node;
+mod operations;
 mod outbox;
+mod pattern;
 mod ports;
 mod position;
+mod registry;
+mod session;
 mod settings;
+mod wheel;
 
 #[cfg(any(test, feature = "conformance"))]
 pub mod conformance;
 pub mod memory;
 
+pub use error::OperationError;
 pub use namespace::*;
+pub use node::{AcceptError, Link, Node, Parts};
+pub use operations::{History, HistoryQuery, Publish, Published};
 pub use outbox::{Outbox, OutboxLimits, Work};
 pub use ports::*;
 pub use position::{Epoch, Position};
+pub use session::Session;
 pub use settings::*;

@@ -1,6 +1,7 @@
 //! What waits to be written to one connection.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use bytes::Bytes;
@@ -8,8 +9,13 @@ use parking_lot::Mutex;
 use plenum_protocol::Encoding;
 use plenum_protocol::codes::Disconnect;
 
+use crate::Order;
+
 /// Room that one queued message takes besides its bytes, counted so that many tiny messages are bounded too.
 const MESSAGE_OVERHEAD: usize = 32;
+
+/// Mail that a session has not read; more and it is too slow to be kept.
+const MAX_MAIL: usize = 1024;
 
 /// Bounds of an outbox.
 #[derive(Clone, Copy, Debug)]
@@ -37,8 +43,25 @@ struct Queue {
     close: Option<Box<Disconnect>>,
     corked: bool,
     timer: bool,
+    mail: Vec<Mail>,
     /// The writer has taken the close; nothing is accepted any more.
     closed: bool,
+}
+
+/// What others want of a session; read by the connection's task in [`crate::Session::on_timer`].
+#[derive(Debug)]
+pub(crate) enum Mail {
+    /// The log lost what lies ahead of this subscription.
+    Lost {
+        /// Of which channel.
+        channel: Arc<str>,
+        /// Which of the session's subscriptions to it, so that a newer one is spared.
+        member: u64,
+    },
+    /// The replica's presence lease lapsed: join again.
+    Announce,
+    /// An order from the server API.
+    Order(Arc<Order>),
 }
 
 /// What the connection's task has to do next.
@@ -46,7 +69,7 @@ struct Queue {
 pub struct Work {
     /// Encoded messages to write, in order; reused between calls, emptied by the writer.
     pub messages: Vec<Bytes>,
-    /// A timer of the session is due: call [`crate::Session::on_timer`].
+    /// A timer of the session is due or there is mail: call [`crate::Session::on_timer`].
     pub timer: bool,
     /// After these messages, close with this.
     pub close: Option<Disconnect>,
@@ -92,20 +115,50 @@ impl Outbox {
     /// Server-side subscriptions go live before the connect reply is complete; their publications wait behind it.
     pub fn open(&self, first: Bytes) {
         let mut queue = self.queue.lock();
+        if queue.close.is_some() || queue.closed {
+            return;
+        }
         queue.bytes += first.len() + MESSAGE_OVERHEAD;
         queue.messages.push_front(first);
         queue.corked = false;
+        if queue.bytes > self.max_bytes {
+            queue.abandon(Disconnect::SLOW);
+        }
         queue.wake();
     }
 
     /// Closes after what is queued now was written. The first reason stands.
     pub fn close(&self, disconnect: Disconnect) {
         let mut queue = self.queue.lock();
-        if queue.close.is_none() {
-            queue.close = Some(Box::new(disconnect));
-            queue.corked = false;
+        if queue.close.is_none() && !queue.closed {
+            if queue.corked {
+                // No publication may come before the reply to connect, and none will.
+                queue.abandon(disconnect);
+            } else {
+                queue.close = Some(Box::new(disconnect));
+            }
             queue.wake();
         }
+    }
+
+    /// Leaves something for the session. A session that is closing needs none.
+    pub(crate) fn mail(&self, mail: Mail) {
+        let mut queue = self.queue.lock();
+        if queue.closed {
+            return;
+        }
+        if queue.mail.len() < MAX_MAIL {
+            queue.mail.push(mail);
+            queue.timer = true;
+        } else if queue.close.is_none() {
+            queue.abandon(Disconnect::SLOW);
+        }
+        queue.wake();
+    }
+
+    /// Takes all mail.
+    pub(crate) fn take_mail(&self) -> Vec<Mail> {
+        std::mem::take(&mut self.queue.lock().mail)
     }
 
     /// Tells the connection's task that a timer is due.
@@ -130,13 +183,7 @@ impl Outbox {
     /// nothing remains before the close. What was handed out counts against the bound until [`Outbox::written`].
     ///
     /// Only the connection's task calls this.
-    pub fn poll_work(
-        &self,
-        cx: &mut Context<'_>,
-        work: &mut Work,
-        max_messages: usize,
-        max_bytes: usize,
-    ) -> Poll<()> {
+    pub fn poll_work(&self, cx: &mut Context<'_>, work: &mut Work, max_messages: usize, max_bytes: usize) -> Poll<()> {
         let mut queue = self.queue.lock();
         if queue.timer {
             queue.timer = false;

@@ -1,0 +1,344 @@
+//! A channel on this replica: its local subscribers and the place where history and live stream join.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+
+use bytes::Bytes;
+use parking_lot::Mutex;
+use plenum_protocol::codes::Disconnect;
+use plenum_protocol::{Encoding, Publication, Push, PushEvent, Reply, encode, encode_publication};
+use plenum_telemetry::Metrics;
+use tokio::sync::OnceCell;
+
+use crate::outbox::Mail;
+use crate::{Announcement, Entry, Live, LiveEvent, Outbox, Position};
+
+/// Publications kept for subscribers that are joining; more and they read the log once more.
+const MAX_RECENT: usize = 1024;
+/// Payload bytes kept for them.
+const MAX_RECENT_BYTES: usize = 1024 * 1024;
+
+/// A channel with at least one local subscriber, present or joining.
+pub(crate) struct Channel {
+    pub(crate) name: Arc<str>,
+    /// Set once the log delivers here.
+    pub(crate) live: OnceCell<()>,
+    /// Holders of a [`crate::hub::Lease`]; changed under the hub's shard lock only.
+    pub(crate) holders: AtomicUsize,
+    metrics: Arc<Metrics>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    members: Vec<Member>,
+    gone: usize,
+    next_member: u64,
+    /// Everything up to here was handed to the members.
+    position: Position,
+    /// Whether publications carry their offset on the wire: only where there is history to recover from.
+    shows_offsets: bool,
+    joining: usize,
+    recent: Option<Box<Recent>>,
+}
+
+/// What was delivered while somebody was joining.
+#[derive(Default)]
+struct Recent {
+    /// Everything after this offset that was delivered is in `entries`.
+    after: u64,
+    entries: VecDeque<Arc<Entry>>,
+    bytes: usize,
+}
+
+/// One subscription as the channel sees it; sorted by `id`.
+struct Member {
+    id: u64,
+    /// Publications up to this offset are not for this member; `u64::MAX` while it is joining.
+    after: u64,
+    /// `None` once it left; swept when half of the members are gone.
+    outbox: Option<Arc<Outbox>>,
+    traits: MemberTraits,
+}
+
+/// What a subscription asked for.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct MemberTraits {
+    /// Gets join and leave pushes.
+    pub(crate) join_leave: bool,
+    /// Relies on positions: is told when something was lost.
+    pub(crate) positioned: bool,
+}
+
+/// Whether a joining subscription could go live.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum GoLive {
+    /// Live: every later publication reaches the outbox.
+    Done,
+    /// Publications after the position read were delivered and are no longer at hand: read on from it.
+    Behind,
+    /// The member was removed meanwhile.
+    Gone,
+}
+
+impl Channel {
+    pub(crate) fn new(name: Arc<str>, metrics: Arc<Metrics>) -> Self {
+        Self { name, live: OnceCell::new(), holders: AtomicUsize::new(1), metrics, state: Mutex::new(State::default()) }
+    }
+
+    /// The log delivers from here on.
+    pub(crate) fn started(&self, position: Position) {
+        let mut state = self.state.lock();
+        // Publications after `position` may have been delivered already.
+        state.position = Position { offset: position.offset.max(state.position.offset), ..position };
+    }
+
+    /// Follows the namespace's settings, which a reload may change.
+    pub(crate) fn show_offsets(&self, shows_offsets: bool) {
+        self.state.lock().shows_offsets = shows_offsets;
+    }
+
+    /// Adds a member that gets nothing before [`Channel::go_live`].
+    pub(crate) fn join(&self, outbox: Arc<Outbox>, traits: MemberTraits) -> u64 {
+        let mut state = self.state.lock();
+        let id = state.next_member;
+        state.next_member += 1;
+        state.joining += 1;
+        let after = state.position.offset;
+        state.recent.get_or_insert_with(|| Box::new(Recent { after, ..Recent::default() }));
+        state.members.push(Member { id, after: u64::MAX, outbox: Some(outbox), traits });
+        self.metrics.subscriptions.inc();
+        id
+    }
+
+    /// Ends the joining of a member that has everything up to and including `read`: queues `reply`, then what was
+    /// delivered since, and from then on every publication. All of it under one lock, so nothing can slip between.
+    ///
+    /// `read` is `None` for a member that starts wherever the channel is.
+    pub(crate) fn go_live(&self, member: u64, read: Option<&Position>, reply: &mut Option<Bytes>) -> GoLive {
+        let mut state = self.state.lock();
+        let state = &mut *state;
+        let Ok(index) = state.members.binary_search_by_key(&member, |m| m.id) else { return GoLive::Gone };
+        let Some(outbox) = state.members[index].outbox.clone() else { return GoLive::Gone };
+        let Some(recent) = &state.recent else { return GoLive::Gone };
+        let read = match read {
+            None => state.position.offset,
+            Some(read) if read.epoch == state.position.epoch => read.offset,
+            // The log went into another epoch: reading on tells that the old position is worth nothing.
+            Some(_) => return GoLive::Behind,
+        };
+        if recent.after > read {
+            return GoLive::Behind;
+        }
+        if let Some(reply) = reply.take() {
+            outbox.push(reply);
+        }
+        let encoding = outbox.encoding();
+        let missed = recent.entries.iter().filter(|entry| entry.offset > read);
+        let mut frames = Vec::new();
+        for entry in missed {
+            match publication_frame(encoding, &self.name, &entry.publication, state.shows_offsets) {
+                Some(frame) => frames.push(frame),
+                None => outbox.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+            }
+        }
+        outbox.push_all(frames);
+        state.members[index].after = read.max(state.position.offset);
+        state.end_joining();
+        GoLive::Done
+    }
+
+    /// Removes a member, joining or live.
+    pub(crate) fn leave(&self, member: u64) {
+        let mut state = self.state.lock();
+        let Ok(index) = state.members.binary_search_by_key(&member, |m| m.id) else { return };
+        state.remove(index);
+        state.sweep();
+        self.metrics.subscriptions.dec();
+    }
+
+    /// Local subscriptions, joining ones included.
+    pub(crate) fn len(&self) -> usize {
+        let state = self.state.lock();
+        state.members.len() - state.gone
+    }
+
+    fn publication(&self, state: &mut State, entry: &Arc<Entry>) {
+        if entry.offset <= state.position.offset {
+            // The log promises increasing offsets; what is older was delivered.
+            return;
+        }
+        state.position.offset = entry.offset;
+        if let Some(recent) = &mut state.recent {
+            recent.push(entry);
+        }
+        let mut frames = Frames::default();
+        let mut delivered = 0;
+        for member in &mut state.members {
+            let Some(outbox) = &member.outbox else { continue };
+            if member.after >= entry.offset {
+                continue;
+            }
+            match frames.publication(outbox.encoding(), &self.name, &entry.publication, state.shows_offsets) {
+                Some(frame) => outbox.push(frame),
+                None => outbox.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+            }
+            delivered += 1;
+        }
+        self.metrics.publications_delivered.inc_by(delivered);
+    }
+
+    fn announcement(&self, state: &mut State, announcement: &Announcement) {
+        let mut frames = Frames::default();
+        let mut delivered = 0;
+        for member in &mut state.members {
+            let Some(outbox) = &member.outbox else { continue };
+            if member.after == u64::MAX {
+                continue;
+            }
+            let encoding = outbox.encoding();
+            let frame = match announcement {
+                Announcement::Publication(publication) => {
+                    delivered += 1;
+                    frames.publication(encoding, &self.name, publication, false)
+                }
+                Announcement::Join(_) | Announcement::Leave(_) if !member.traits.join_leave => continue,
+                Announcement::Join(info) => frames.event(encoding, &self.name, || PushEvent::Join(info.clone())),
+                Announcement::Leave(info) => frames.event(encoding, &self.name, || PushEvent::Leave(info.clone())),
+            };
+            match frame {
+                Some(frame) => outbox.push(frame),
+                None => outbox.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+            }
+        }
+        self.metrics.publications_delivered.inc_by(delivered);
+    }
+
+    fn lost(&self, state: &mut State, position: &Position) {
+        state.position = position.clone();
+        if let Some(recent) = &mut state.recent {
+            // A joining member reads on from what it has and learns from the log whether anything is missing.
+            **recent = Recent { after: position.offset, ..Recent::default() };
+        }
+        for member in &mut state.members {
+            if member.after == u64::MAX || !member.traits.positioned {
+                member.after = if member.after == u64::MAX { u64::MAX } else { 0 };
+                continue;
+            }
+            // Nothing more reaches it; its session says so to the client and removes it.
+            member.after = u64::MAX - 1;
+            if let Some(outbox) = &member.outbox {
+                outbox.mail(Mail::Lost { channel: self.name.clone(), member: member.id });
+            }
+        }
+    }
+}
+
+impl Live for Channel {
+    fn deliver(&self, events: &[LiveEvent]) {
+        let mut state = self.state.lock();
+        for event in events {
+            match event {
+                LiveEvent::Publication(entry) => self.publication(&mut state, entry),
+                LiveEvent::Announcement(announcement) => self.announcement(&mut state, announcement),
+                LiveEvent::Lost { position } => self.lost(&mut state, position),
+            }
+        }
+    }
+}
+
+impl State {
+    fn end_joining(&mut self) {
+        self.joining -= 1;
+        if self.joining == 0 {
+            self.recent = None;
+        }
+    }
+
+    fn remove(&mut self, index: usize) {
+        let member = &mut self.members[index];
+        if member.outbox.take().is_none() {
+            return;
+        }
+        let joining = member.after == u64::MAX;
+        self.gone += 1;
+        if joining {
+            self.end_joining();
+        }
+    }
+
+    fn sweep(&mut self) {
+        if self.gone * 2 > self.members.len() {
+            self.members.retain(|member| member.outbox.is_some());
+            self.gone = 0;
+            if self.members.capacity() > 16 && self.members.capacity() > self.members.len() * 4 {
+                self.members.shrink_to(self.members.len() * 2);
+            }
+        }
+    }
+}
+
+impl Recent {
+    fn push(&mut self, entry: &Arc<Entry>) {
+        self.bytes += entry.publication.data.len();
+        self.entries.push_back(entry.clone());
+        if self.entries.len() > MAX_RECENT || self.bytes > MAX_RECENT_BYTES {
+            *self = Recent { after: entry.offset, ..Recent::default() };
+        }
+    }
+}
+
+/// One event, encoded at most once per encoding; `Some(None)`: cannot be encoded.
+#[derive(Default)]
+struct Frames {
+    json: Option<Option<Bytes>>,
+    protobuf: Option<Option<Bytes>>,
+}
+
+impl Frames {
+    fn slot(&mut self, encoding: Encoding) -> &mut Option<Option<Bytes>> {
+        match encoding {
+            Encoding::Json => &mut self.json,
+            Encoding::Protobuf => &mut self.protobuf,
+        }
+    }
+
+    fn publication(
+        &mut self,
+        encoding: Encoding,
+        channel: &str,
+        publication: &Publication,
+        shows_offset: bool,
+    ) -> Option<Bytes> {
+        self.slot(encoding)
+            .get_or_insert_with(|| publication_frame(encoding, channel, publication, shows_offset))
+            .clone()
+    }
+
+    fn event(&mut self, encoding: Encoding, channel: &str, event: impl FnOnce() -> PushEvent) -> Option<Bytes> {
+        self.slot(encoding).get_or_insert_with(|| push_frame(encoding, channel, event())).clone()
+    }
+}
+
+/// A publication push in one encoding; `None` when the payload does not fit the encoding.
+pub(crate) fn publication_frame(
+    encoding: Encoding,
+    channel: &str,
+    publication: &Publication,
+    shows_offset: bool,
+) -> Option<Bytes> {
+    let mut frame = Vec::with_capacity(publication.data.len() + channel.len() + 64);
+    let encoded = if shows_offset || publication.offset == 0 {
+        encode_publication(encoding, channel, publication, &mut frame)
+    } else {
+        encode_publication(encoding, channel, &Publication { offset: 0, ..publication.clone() }, &mut frame)
+    };
+    encoded.ok().map(|()| frame.into())
+}
+
+/// Any other push in one encoding.
+pub(crate) fn push_frame(encoding: Encoding, channel: &str, event: PushEvent) -> Option<Bytes> {
+    let mut frame = Vec::new();
+    encode(encoding, &Reply::Push(Push { channel: channel.to_owned(), event }), &mut frame).ok().map(|()| frame.into())
+}

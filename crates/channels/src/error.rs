@@ -1,0 +1,116 @@
+//! Why an operation failed, and which code tells a client or an API caller so.
+
+use plenum_protocol::codes::ErrorCode;
+use plenum_protocol::{Disconnect, ErrorReply};
+
+use crate::{AppendError, ControlError, PresenceError, ReadError, ResolveError};
+
+/// Why an operation on channels or connections failed.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum OperationError {
+    /// The channel's name or namespace is not acceptable.
+    #[error(transparent)]
+    Channel(#[from] ResolveError),
+    /// The channel's namespace does not have what was asked for.
+    #[error("`{option}` is not enabled for the channel's namespace `{namespace}`")]
+    NotEnabled {
+        /// The namespace option that would enable it.
+        option: &'static str,
+        /// The namespace; empty for channels without one.
+        namespace: String,
+    },
+    /// A field holds a value that is not allowed.
+    #[error("{field}: {reason}")]
+    BadRequest {
+        /// The field.
+        field: &'static str,
+        /// The value and what is allowed.
+        reason: String,
+    },
+    /// The publication is larger than allowed.
+    #[error("data: {size} bytes, allowed are at most {max} (channel.max_publication_size)")]
+    TooLarge {
+        /// Its bytes.
+        size: usize,
+        /// The bound.
+        max: usize,
+    },
+    /// A position that the channel's history does not reach back to, or of another epoch.
+    #[error("the history does not hold everything since the position asked for")]
+    Unrecoverable,
+    /// Another publication was faster too often.
+    #[error("the channel changed too often while the version was being compared")]
+    Contended,
+    /// The log failed to append.
+    #[error(transparent)]
+    Append(#[from] AppendError),
+    /// The log could not be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// Presence is not known.
+    #[error(transparent)]
+    Presence(#[from] PresenceError),
+    /// Other replicas could not be reached.
+    #[error(transparent)]
+    Control(#[from] ControlError),
+}
+
+impl OperationError {
+    /// The published code.
+    pub fn code(&self) -> ErrorCode {
+        match self {
+            OperationError::Channel(error) if error.code() == ErrorCode::UNKNOWN_CHANNEL => ErrorCode::UNKNOWN_CHANNEL,
+            OperationError::Channel(_) | OperationError::BadRequest { .. } | OperationError::TooLarge { .. } => {
+                ErrorCode::BAD_REQUEST
+            }
+            OperationError::Append(AppendError::TooLarge { .. }) => ErrorCode::BAD_REQUEST,
+            OperationError::NotEnabled { .. } => ErrorCode::NOT_AVAILABLE,
+            OperationError::Unrecoverable => ErrorCode::UNRECOVERABLE_POSITION,
+            OperationError::Contended
+            | OperationError::Append(_)
+            | OperationError::Read(_)
+            | OperationError::Presence(_)
+            | OperationError::Control(_) => ErrorCode::INTERNAL,
+        }
+    }
+}
+
+/// Why a client's command has no result.
+#[derive(Clone, Debug)]
+pub(crate) enum Failure {
+    /// An error reply.
+    Error(ErrorReply),
+    /// The connection ends.
+    Disconnect(Disconnect),
+}
+
+impl From<ErrorCode> for Failure {
+    fn from(code: ErrorCode) -> Self {
+        Failure::Error(code.into())
+    }
+}
+
+impl From<Disconnect> for Failure {
+    fn from(disconnect: Disconnect) -> Self {
+        Failure::Disconnect(disconnect)
+    }
+}
+
+impl From<OperationError> for Failure {
+    fn from(error: OperationError) -> Self {
+        let code = error.code();
+        let mut reply = ErrorReply::from(code);
+        match &error {
+            // Details of what the client itself sent help it; those of our inside are for the log.
+            OperationError::BadRequest { .. } | OperationError::TooLarge { .. } => {
+                reply.message = format!("{}: {error}", code.message).into();
+            }
+            OperationError::Append(AppendError::Indeterminate) => {
+                reply.message = error.to_string().into();
+            }
+            _ if code == ErrorCode::INTERNAL => tracing::warn!(%error, "a client's command failed"),
+            _ => {}
+        }
+        Failure::Error(reply)
+    }
+}

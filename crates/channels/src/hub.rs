@@ -1,0 +1,100 @@
+//! The channels that have subscribers on this replica.
+
+use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use plenum_telemetry::Metrics;
+
+use crate::channel::Channel;
+use crate::{Live, Log, ReadError};
+
+/// Locks that the map of channels is spread over.
+const SHARDS: usize = 64;
+
+/// All channels with a local subscriber.
+pub(crate) struct Hub {
+    shards: Vec<Mutex<HashMap<Arc<str>, Arc<Channel>, RandomState>>>,
+    hasher: RandomState,
+    log: Arc<dyn Log>,
+    metrics: Arc<Metrics>,
+}
+
+/// Keeps a channel subscribed in the log; the last one to be dropped ends that.
+pub(crate) struct Lease {
+    hub: Arc<Hub>,
+    channel: Arc<Channel>,
+}
+
+impl Lease {
+    pub(crate) fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        self.hub.release(&self.channel);
+    }
+}
+
+impl Hub {
+    pub(crate) fn new(log: Arc<dyn Log>, metrics: Arc<Metrics>) -> Self {
+        let hasher = RandomState::new();
+        let shards = (0..SHARDS).map(|_| Mutex::new(HashMap::with_hasher(hasher.clone()))).collect();
+        Self { shards, hasher, log, metrics }
+    }
+
+    fn shard(&self, name: &str) -> &Mutex<HashMap<Arc<str>, Arc<Channel>, RandomState>> {
+        &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
+    }
+
+    /// The channel, with the log delivering to it. Cancelling the future releases it.
+    pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ReadError> {
+        let lease = Lease { channel: self.hold(name), hub: self.clone() };
+        let channel = &lease.channel;
+        channel
+            .live
+            .get_or_try_init(|| async {
+                let position = self.log.subscribe(&channel.name, channel.clone() as Arc<dyn Live>).await?;
+                channel.started(position);
+                Ok(())
+            })
+            .await?;
+        Ok(lease)
+    }
+
+    fn hold(&self, name: &str) -> Arc<Channel> {
+        let mut shard = self.shard(name).lock();
+        if let Some(channel) = shard.get(name) {
+            channel.holders.fetch_add(1, Ordering::Relaxed);
+            return channel.clone();
+        }
+        let name: Arc<str> = name.into();
+        let channel = Arc::new(Channel::new(name.clone(), self.metrics.clone()));
+        shard.insert(name, channel.clone());
+        self.metrics.channels.inc();
+        channel
+    }
+
+    fn release(&self, channel: &Channel) {
+        let mut shard = self.shard(&channel.name).lock();
+        if channel.holders.fetch_sub(1, Ordering::Relaxed) == 1 {
+            shard.remove(&channel.name);
+            // Under the lock: a later subscriber of the same channel subscribes after this.
+            self.log.unsubscribe(&channel.name);
+            self.metrics.channels.dec();
+        }
+    }
+
+    /// Calls `see` with each channel and its number of local subscriptions.
+    pub(crate) fn for_each(&self, mut see: impl FnMut(&str, usize)) {
+        for shard in &self.shards {
+            for channel in shard.lock().values() {
+                see(&channel.name, channel.len());
+            }
+        }
+    }
+}

@@ -1,0 +1,318 @@
+//! One replica: everything that its connections and its API share.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use arc_swap::ArcSwap;
+use async_trait::async_trait;
+use plenum_protocol::{Disconnect, Encoding};
+use plenum_telemetry::Metrics;
+use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::hub::Hub;
+use crate::outbox::Mail;
+use crate::registry::Registry;
+use crate::wheel::{TICK, Wheel};
+use crate::{
+    Answer, Compiled, Control, Lease, Log, NodeInfo, Order, Outbox, OutboxLimits, Presence, Question, Replica, Session,
+    Settings, SettingsError, Target, Tokens,
+};
+
+/// How often the presence lease is renewed.
+const RENEWAL: Duration = Duration::from_secs(1);
+
+/// What a node is made of.
+pub struct Parts {
+    /// What the operator set.
+    pub settings: Settings,
+    /// Durable publications and live delivery.
+    pub log: Arc<dyn Log>,
+    /// Who is where.
+    pub presence: Arc<dyn Presence>,
+    /// The other replicas.
+    pub control: Arc<dyn Control>,
+    /// Verifies tokens.
+    pub tokens: Arc<dyn Tokens>,
+    /// Counts.
+    pub metrics: Arc<Metrics>,
+    /// Name of this replica for people.
+    pub name: String,
+    /// Version of the program.
+    pub version: String,
+}
+
+/// A replica.
+pub struct Node {
+    pub(crate) log: Arc<dyn Log>,
+    pub(crate) presence: Arc<dyn Presence>,
+    pub(crate) control: Arc<dyn Control>,
+    pub(crate) hub: Arc<Hub>,
+    pub(crate) registry: Registry,
+    pub(crate) wheel: Wheel,
+    pub(crate) metrics: Arc<Metrics>,
+    pub(crate) version: String,
+    settings: ArcSwap<Compiled>,
+    tokens: ArcSwap<Arc<dyn Tokens>>,
+    uid: Uuid,
+    name: String,
+    started: Instant,
+    accepting: AtomicBool,
+    /// Second since start in the upper half, connections accepted in it in the lower.
+    rate: AtomicU64,
+}
+
+/// What a transport knows of a connection before its first frame.
+#[derive(Clone, Debug)]
+pub struct Link {
+    /// How messages are encoded.
+    pub encoding: Encoding,
+    /// User id from a trusted header (`client.user_id_http_header`).
+    pub user: Option<String>,
+}
+
+/// Why a connection is not taken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum AcceptError {
+    /// The replica is stopping.
+    #[error("the server is draining")]
+    Draining,
+    /// `client.connection_limit` is reached.
+    #[error("the server holds {max} connections, its limit")]
+    ConnectionLimit {
+        /// The limit.
+        max: usize,
+    },
+    /// `client.connection_rate_limit` is reached.
+    #[error("the server takes {max} new connections a second, its limit")]
+    RateLimit {
+        /// The limit per second.
+        max: u32,
+    },
+}
+
+impl Node {
+    /// Puts a replica together; fails on settings that contradict each other.
+    pub fn new(parts: Parts) -> Result<Arc<Self>, SettingsError> {
+        let settings = parts.settings.compile()?;
+        let node = Arc::new(Self {
+            hub: Arc::new(Hub::new(parts.log.clone(), parts.metrics.clone())),
+            log: parts.log,
+            presence: parts.presence,
+            control: parts.control.clone(),
+            registry: Registry::new(),
+            wheel: Wheel::new(),
+            metrics: parts.metrics,
+            version: parts.version,
+            settings: ArcSwap::from_pointee(settings),
+            tokens: ArcSwap::from_pointee(parts.tokens),
+            uid: Uuid::new_v4(),
+            name: parts.name,
+            started: Instant::now(),
+            accepting: AtomicBool::new(true),
+            rate: AtomicU64::new(0),
+        });
+        parts.control.attach(Arc::new(Side(Arc::downgrade(&node))));
+        Ok(node)
+    }
+
+    /// Starts what runs beside the connections: timers and the presence lease. Ends when the node is dropped.
+    pub fn start(self: &Arc<Self>) -> JoinHandle<()> {
+        let node = Arc::downgrade(self);
+        tokio::spawn(async move {
+            let mut ticks = tokio::time::interval(TICK);
+            ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
+            let mut renewed = Instant::now();
+            loop {
+                ticks.tick().await;
+                let Some(node) = node.upgrade() else { return };
+                node.wheel.advance();
+                if renewed.elapsed() >= RENEWAL {
+                    renewed = Instant::now();
+                    tokio::spawn(async move { node.renew_presence().await });
+                }
+            }
+        })
+    }
+
+    async fn renew_presence(&self) {
+        match self.presence.renew().await {
+            Ok(Lease::Held) => {}
+            Ok(Lease::Lapsed) => {
+                tracing::warn!("the presence lease lapsed: announcing everybody again");
+                self.registry.for_each(|outbox| outbox.mail(Mail::Announce));
+            }
+            Err(error) => tracing::warn!(%error, "the presence lease was not renewed"),
+        }
+    }
+
+    /// The settings in force.
+    pub fn settings(&self) -> Arc<Compiled> {
+        self.settings.load_full()
+    }
+
+    /// Puts new settings in force; connections and subscriptions that exist keep what they were granted.
+    pub fn reload(&self, settings: Settings) -> Result<(), SettingsError> {
+        self.settings.store(Arc::new(settings.compile()?));
+        Ok(())
+    }
+
+    /// Verifies tokens with other keys from now on.
+    pub fn replace_tokens(&self, tokens: Arc<dyn Tokens>) {
+        self.tokens.store(Arc::new(tokens));
+    }
+
+    pub(crate) fn tokens(&self) -> Arc<dyn Tokens> {
+        self.tokens.load().as_ref().clone()
+    }
+
+    /// Unique id of this run.
+    pub fn uid(&self) -> Uuid {
+        self.uid
+    }
+
+    /// The registry of metrics that this node counts in.
+    pub fn metrics(&self) -> &Arc<Metrics> {
+        &self.metrics
+    }
+
+    /// Whether new connections are taken.
+    pub fn is_accepting(&self) -> bool {
+        self.accepting.load(Ordering::Relaxed)
+    }
+
+    /// Takes a connection in.
+    pub fn accept(self: &Arc<Self>, link: Link) -> Result<Session, AcceptError> {
+        if !self.is_accepting() {
+            return Err(AcceptError::Draining);
+        }
+        let settings = self.settings.load();
+        let client = &settings.client;
+        if !self.take_rate(client.connection_rate_limit) {
+            return Err(AcceptError::RateLimit { max: client.connection_rate_limit });
+        }
+        let outbox = Arc::new(Outbox::new(link.encoding, OutboxLimits { max_bytes: client.queue_max_size }));
+        let id = Uuid::new_v4();
+        if !self.registry.admit(id, outbox.clone(), client.connection_limit) {
+            return Err(AcceptError::ConnectionLimit { max: client.connection_limit });
+        }
+        Ok(Session::new(self.clone(), id, outbox, link))
+    }
+
+    fn take_rate(&self, max: u32) -> bool {
+        if max == 0 {
+            return true;
+        }
+        let second = self.started.elapsed().as_secs();
+        self.rate
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |rate| {
+                let (then, count) = (rate >> 32, rate & u64::from(u32::MAX));
+                let count = if then == second { count } else { 0 };
+                (count < u64::from(max)).then_some(second << 32 | (count + 1))
+            })
+            .is_ok()
+    }
+
+    /// Refuses new connections from now on.
+    pub fn stop_accepting(&self) {
+        self.accepting.store(false, Ordering::Relaxed);
+    }
+
+    /// Closes every connection with 3001, so that clients come back elsewhere, and waits at most `grace` for the
+    /// last to end. Returns how many were left.
+    pub async fn shutdown(&self, grace: Duration) -> usize {
+        self.stop_accepting();
+        let deadline = Instant::now() + grace;
+        self.registry.for_each(|outbox| outbox.close(Disconnect::SHUTDOWN));
+        while self.registry.len() > 0 && Instant::now() < deadline {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        if let Err(error) = self.presence.resign().await {
+            tracing::warn!(%error, "the presence lease was not given up: it ends by itself");
+        }
+        self.registry.len()
+    }
+
+    fn describe(&self) -> NodeInfo {
+        let (mut channels, mut subs) = (0, 0);
+        self.hub.for_each(|_, members| {
+            channels += 1;
+            subs += members as u32;
+        });
+        NodeInfo {
+            uid: self.uid.to_string(),
+            name: self.name.clone(),
+            version: self.version.clone(),
+            num_clients: self.registry.len() as u32,
+            num_users: self.registry.num_users() as u32,
+            num_subs: subs,
+            num_channels: channels,
+            uptime: self.started.elapsed().as_secs() as u32,
+        }
+    }
+
+    fn execute(&self, order: Order) {
+        if let Order::Disconnect { target, code, reason, whitelist } = order {
+            for (client, outbox) in self.registry.find(&target) {
+                if !whitelist.contains(&client.to_string()) {
+                    outbox.close(Disconnect::custom(code, reason.clone()));
+                }
+            }
+            return;
+        }
+        let order = Arc::new(order);
+        for (_, outbox) in self.registry.find(order.target()) {
+            outbox.mail(Mail::Order(order.clone()));
+        }
+    }
+}
+
+impl Order {
+    /// Whom the order is meant for.
+    pub fn target(&self) -> &Target {
+        match self {
+            Order::Subscribe { target, .. }
+            | Order::Unsubscribe { target, .. }
+            | Order::Disconnect { target, .. }
+            | Order::Refresh { target, .. } => target,
+        }
+    }
+}
+
+/// The node as the control port sees it; weak, because the node holds the port.
+struct Side(std::sync::Weak<Node>);
+
+#[async_trait]
+impl Replica for Side {
+    async fn execute(&self, order: Order) {
+        if let Some(node) = self.0.upgrade() {
+            node.execute(order);
+        }
+    }
+
+    async fn answer(&self, question: Question) -> Answer {
+        let node = self.0.upgrade();
+        match question {
+            Question::Info => Answer::Info(Box::new(node.map(|node| node.describe()).unwrap_or_default())),
+            Question::Channels { pattern } => {
+                let mut found = std::collections::BTreeMap::new();
+                if let Some(node) = node {
+                    let pattern = crate::pattern::Pattern::new(&pattern);
+                    node.hub.for_each(|name, members| {
+                        if pattern.matches(name) {
+                            found.insert(name.to_owned(), members as u32);
+                        }
+                    });
+                }
+                Answer::Channels(found)
+            }
+        }
+    }
+}
+
+/// Seconds since the Unix epoch.
+pub(crate) fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}

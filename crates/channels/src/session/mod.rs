@@ -1,0 +1,313 @@
+//! One connection's side of the protocol: takes frames, answers through the outbox, never touches a socket.
+//!
+//! Commands run in the order in which they came, but a command that waits for the log or a store does not hold up
+//! those behind it, except where order shows: connect comes before everything, and a command on a channel waits while
+//! a subscribe, unsubscribe or refresh of that channel is under way.
+
+mod connect;
+mod establish;
+mod flight;
+mod orders;
+mod requests;
+mod subscriptions;
+mod timers;
+
+use std::sync::Arc;
+use std::task::Context;
+
+use bytes::Bytes;
+use plenum_protocol::codes::ErrorCode;
+use plenum_protocol::{ClientInfo, Command, Disconnect, Reply, ReplyResult, Request, commands, encode};
+use plenum_telemetry::{Method, ResultCode};
+use uuid::Uuid;
+
+use crate::error::Failure;
+use crate::node::unix_now;
+use crate::{Link, Node, Outbox};
+use flight::{Done, Flight};
+use subscriptions::{Subscription, Subscriptions};
+use timers::Beat;
+
+/// Who a connection is, shared with whatever runs on its behalf.
+#[derive(Debug)]
+pub(crate) struct Identity {
+    pub(crate) client: Uuid,
+    /// Empty for an anonymous user.
+    pub(crate) user: Arc<str>,
+    /// What others may see of the user.
+    pub(crate) info: Bytes,
+}
+
+impl Identity {
+    /// What others see of this connection in a channel.
+    pub(crate) fn member(&self, channel_info: Bytes) -> ClientInfo {
+        ClientInfo {
+            user: self.user.to_string(),
+            client: self.client.to_string(),
+            conn_info: self.info.clone(),
+            chan_info: channel_info,
+        }
+    }
+}
+
+/// How far a connection has come.
+enum Phase {
+    /// Nothing but a connect is accepted.
+    Unauthenticated,
+    /// The connect command is under way.
+    Connecting,
+    /// The connect was refused; what follows is dropped until the client or the stale timer ends the connection.
+    Refused,
+    Connected(Box<Connected>),
+}
+
+/// What is known of an authenticated connection.
+struct Connected {
+    identity: Arc<Identity>,
+    subscriptions: Subscriptions,
+    /// Unix seconds; 0: never.
+    expire_at: u64,
+}
+
+/// What futures of a session work with.
+#[derive(Clone)]
+pub(crate) struct Caller {
+    pub(crate) node: Arc<Node>,
+    pub(crate) outbox: Arc<Outbox>,
+    pub(crate) identity: Arc<Identity>,
+}
+
+/// A connection from its handshake to its end; owned by the transport's task.
+pub struct Session {
+    node: Arc<Node>,
+    outbox: Arc<Outbox>,
+    client: Uuid,
+    phase: Phase,
+    /// `None` while no command is under way, so that an idle connection pays nothing for it.
+    flight: Option<Box<Flight>>,
+    beat: Beat,
+    /// User id that the transport vouches for.
+    vouched: Option<Box<str>>,
+}
+
+impl Session {
+    pub(crate) fn new(node: Arc<Node>, client: Uuid, outbox: Arc<Outbox>, link: Link) -> Self {
+        let beat = Beat::stale_after(&node);
+        node.wheel.schedule(beat.due, &outbox);
+        Self {
+            node,
+            outbox,
+            client,
+            phase: Phase::Unauthenticated,
+            flight: None,
+            beat,
+            vouched: link.user.map(Into::into),
+        }
+    }
+
+    /// Where replies and pushes wait for the transport.
+    pub fn outbox(&self) -> &Arc<Outbox> {
+        &self.outbox
+    }
+
+    /// Id of the connection.
+    pub fn client(&self) -> Uuid {
+        self.client
+    }
+
+    /// Takes one frame of whole commands. Whatever is wrong with it ends up as an error reply or as the outbox's close.
+    pub fn receive(&mut self, frame: &[u8]) {
+        if self.outbox.is_closing() {
+            return;
+        }
+        if !self.beat.frame(&self.node) {
+            return self.close(Disconnect::TOO_MANY_REQUESTS);
+        }
+        for command in commands(self.outbox.encoding(), frame) {
+            match command {
+                Ok(command) => self.accept(command),
+                Err(error) => {
+                    tracing::debug!(client = %self.client, %error, "malformed frame");
+                    return self.close(Disconnect::BAD_REQUEST);
+                }
+            }
+        }
+        self.settle();
+    }
+
+    /// Whether the transport shall read: false while as many commands are under way as
+    /// `client.max_in_flight_commands` allows, or one waits for another.
+    pub fn wants_frames(&self) -> bool {
+        self.flight.as_ref().is_none_or(|flight| {
+            flight.waiting.is_empty() && flight.len() < self.node.settings().client.max_in_flight_commands
+        })
+    }
+
+    /// Drives the commands under way and those that waited for them. Registers the waker for more.
+    pub fn poll(&mut self, cx: &mut Context<'_>) {
+        while let Some(flight) = &mut self.flight {
+            let Some(done) = flight.poll(cx) else { break };
+            self.complete(done);
+            self.run_waiting();
+            self.settle();
+        }
+    }
+
+    /// Everything in the outbox was written: subscriptions that catch up read on. [`Session::poll`] follows.
+    pub fn on_flushed(&mut self) {
+        self.catch_up();
+    }
+
+    /// The connection is gone; its subscriptions end.
+    pub fn end(self, reason: Disconnect) {
+        self.node.metrics.disconnects(plenum_telemetry::CloseCode::new(u32::from(reason.code))).inc();
+    }
+
+    fn accept(&mut self, command: Command) {
+        if matches!(command.request, Request::Pong) {
+            return;
+        }
+        if matches!(self.phase, Phase::Refused) || self.outbox.is_closing() {
+            return;
+        }
+        let out_of_order = match &self.phase {
+            Phase::Unauthenticated => !matches!(command.request, Request::Connect(_)),
+            _ => matches!(command.request, Request::Connect(_) | Request::Unknown),
+        };
+        if out_of_order || (command.id == 0 && !matches!(command.request, Request::Send(_))) {
+            return self.close(Disconnect::BAD_REQUEST);
+        }
+        if self.must_wait(&command) {
+            self.flight.get_or_insert_default().waiting.push_back(command);
+        } else {
+            self.run(command);
+        }
+    }
+
+    fn must_wait(&self, command: &Command) -> bool {
+        let Some(flight) = &self.flight else { return false };
+        !flight.waiting.is_empty() || self.is_blocked(command)
+    }
+
+    fn is_blocked(&self, command: &Command) -> bool {
+        let Some(flight) = &self.flight else { return false };
+        matches!(self.phase, Phase::Connecting)
+            || flight.len() >= self.node.settings().client.max_in_flight_commands
+            || command.request.channel().is_some_and(|channel| flight.is_busy(channel))
+    }
+
+    fn run_waiting(&mut self) {
+        loop {
+            let Some(next) = self.flight.as_ref().and_then(|flight| flight.waiting.front()) else { return };
+            if matches!(self.phase, Phase::Refused) || self.outbox.is_closing() {
+                if let Some(flight) = &mut self.flight {
+                    flight.waiting.clear();
+                }
+                return;
+            }
+            if self.is_blocked(next) {
+                return;
+            }
+            if let Some(command) = self.flight.as_mut().and_then(|flight| flight.waiting.pop_front()) {
+                self.run(command);
+            }
+        }
+    }
+
+    /// Frees what only a session with commands under way needs, and reads on for those who catch up.
+    fn settle(&mut self) {
+        if self.flight.as_ref().is_some_and(|flight| flight.is_idle()) {
+            self.flight = None;
+        }
+        if self.outbox.pending_bytes() == 0 {
+            self.catch_up();
+        }
+    }
+
+    fn complete(&mut self, done: Done) {
+        match done {
+            Done::Connected { id, outcome } => self.connected(id, outcome),
+            Done::Replied { id, method, result } => self.reply(id, method, result),
+            Done::Subscribed { id, channel, outcome } => self.subscribed(id, &channel, outcome),
+            Done::ServerSubscribed { channel, outcome } => self.server_subscribed(&channel, outcome),
+            Done::SubscriptionRefreshed { id, channel, outcome } => {
+                self.subscription_refreshed(id, &channel, outcome);
+            }
+            Done::Refreshed { id, outcome } => self.refreshed(id, outcome),
+            Done::CaughtUp { channel, member, outcome } => self.caught_up(&channel, member, outcome),
+            Done::Released { channel, reply } => {
+                if let Some(flight) = &mut self.flight {
+                    flight.unblock(&channel);
+                }
+                if let Some(id) = reply {
+                    self.reply(id, Method::Unsubscribe, Ok(ReplyResult::Unsubscribe));
+                }
+            }
+        }
+    }
+
+    /// Answers a command.
+    fn reply(&mut self, id: u32, method: Method, result: Result<ReplyResult, Failure>) {
+        let reply = match result {
+            Ok(result) => {
+                self.count(method, 0);
+                Reply::Result { id, result }
+            }
+            Err(Failure::Error(error)) => {
+                self.count(method, error.code);
+                Reply::Error { id, error }
+            }
+            Err(Failure::Disconnect(disconnect)) => return self.close(disconnect),
+        };
+        match frame(&self.outbox, &reply) {
+            Some(frame) => self.outbox.push(frame),
+            None => self.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+        }
+    }
+
+    fn count(&self, method: Method, code: u32) {
+        self.node.metrics.commands(method, ResultCode::new(code)).inc();
+    }
+
+    fn close(&self, disconnect: Disconnect) {
+        tracing::debug!(client = %self.client, code = disconnect.code, reason = %disconnect.reason, "closing");
+        self.outbox.close(disconnect);
+    }
+
+    fn caller(&self, identity: &Arc<Identity>) -> Caller {
+        Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: identity.clone() }
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.node.registry.remove(self.client);
+    }
+}
+
+/// One reply in the connection's encoding; `None` when a payload in it does not fit that encoding.
+pub(crate) fn frame(outbox: &Outbox, reply: &Reply) -> Option<Bytes> {
+    let mut frame = Vec::new();
+    encode(outbox.encoding(), reply, &mut frame).ok().map(|()| frame.into())
+}
+
+/// What a client is told of an expiry.
+pub(crate) fn time_to_live(expire_at: u64) -> Result<(bool, u32), Failure> {
+    if expire_at == 0 {
+        return Ok((false, 0));
+    }
+    match expire_at.checked_sub(unix_now()) {
+        Some(ttl) if ttl > 0 => Ok((true, u32::try_from(ttl).unwrap_or(u32::MAX))),
+        _ => Err(ErrorCode::EXPIRED.into()),
+    }
+}
+
+fn method(request: &Request) -> Method {
+    Method::from_name(request.method_name()).unwrap_or(Method::Unknown)
+}
+
+impl std::fmt::Debug for Session {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Session").field("client", &self.client).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,271 @@
+//! What others ask of a session: the server API, the log and the presence lease.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use futures_util::FutureExt;
+use plenum_protocol::codes::Unsubscribed;
+use plenum_protocol::{Disconnect, Publication, Push, PushEvent, Reply, SubscribePush, encode, encode_publication};
+use plenum_telemetry::Recovery;
+
+use super::connect::server_plan;
+use super::establish::{CatchUpOutcome, Established, catch_up, establish};
+use super::flight::Done;
+use super::{Caller, Identity, Phase, Session, frame};
+use crate::error::Failure;
+use crate::outbox::Mail;
+use crate::{Order, Outbox, SubscribeOptions};
+
+impl Session {
+    /// Takes up what was left for the session.
+    pub(super) fn read_mail(&mut self) {
+        for mail in self.outbox.take_mail() {
+            match mail {
+                Mail::Lost { channel, member } => {
+                    let current = self.subscription(&channel).is_some_and(|held| held.membership.member == member);
+                    if current {
+                        self.end_insufficient(&channel);
+                    }
+                }
+                Mail::Announce => self.announce_again(),
+                Mail::Order(order) => self.obey(&order),
+            }
+        }
+    }
+
+    fn obey(&mut self, order: &Order) {
+        match order {
+            Order::Subscribe { channel, options, .. } => self.subscribe_by_server(channel, options.as_ref().clone()),
+            Order::Unsubscribe { channel, code, reason, .. } => {
+                let unsubscribed = Unsubscribed { code: *code, reason: reason.clone().into() };
+                if channel.is_empty() {
+                    for channel in self.channels() {
+                        self.end_subscription(&channel, &unsubscribed);
+                    }
+                } else {
+                    self.end_subscription(channel, &unsubscribed);
+                }
+            }
+            Order::Refresh { expired, expire_at, info, .. } => {
+                self.refresh_by_server(*expired, *expire_at, info.as_deref());
+            }
+            // Closes the outbox where the order arrives.
+            Order::Disconnect { .. } => {}
+        }
+    }
+
+    fn channels(&self) -> Vec<Arc<str>> {
+        match &self.phase {
+            Phase::Connected(connected) => {
+                connected.subscriptions.iter().map(|subscription| subscription.channel().clone()).collect()
+            }
+            _ => Vec::new(),
+        }
+    }
+
+    fn subscription(&self, channel: &str) -> Option<&super::Subscription> {
+        match &self.phase {
+            Phase::Connected(connected) => connected.subscriptions.get(channel),
+            _ => None,
+        }
+    }
+
+    /// Ends a subscription and tells the client.
+    pub(super) fn end_subscription(&mut self, channel: &str, unsubscribed: &Unsubscribed) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        if connected.subscriptions.remove(channel).is_none() {
+            return;
+        }
+        let event =
+            PushEvent::Unsubscribe { code: unsubscribed.code, reason: unsubscribed.reason.clone().into_owned() };
+        self.push(channel, event);
+    }
+
+    /// The published "insufficient state": the client subscribes, or reconnects, and learns whether it recovered.
+    fn end_insufficient(&mut self, channel: &str) {
+        match self.subscription(channel).map(|subscription| subscription.server_side) {
+            Some(true) => self.close(Disconnect::INSUFFICIENT_STATE),
+            Some(false) => self.end_subscription(channel, &Unsubscribed::INSUFFICIENT_STATE),
+            None => {}
+        }
+    }
+
+    fn push(&self, channel: &str, event: PushEvent) {
+        match frame(&self.outbox, &Reply::Push(Push { channel: channel.to_owned(), event })) {
+            Some(frame) => self.outbox.push(frame),
+            None => self.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+        }
+    }
+
+    fn subscribe_by_server(&mut self, channel: &str, options: SubscribeOptions) {
+        let Phase::Connected(connected) = &self.phase else { return };
+        let busy = self.flight.as_ref().is_some_and(|flight| flight.is_busy(channel));
+        if busy || connected.subscriptions.get(channel).is_some() {
+            return;
+        }
+        let settings = self.node.settings();
+        let plan = match server_plan(&settings, channel, options, None, settings.client.recovery_max_bytes) {
+            Ok(plan) => plan,
+            Err(_) => return,
+        };
+        let caller = self.caller(&connected.identity);
+        let outbox = self.outbox.clone();
+        let channel: Arc<str> = channel.into();
+        let flight = self.flight.get_or_insert_default();
+        flight.block(channel.clone());
+        let name = channel.to_string();
+        let future = async move {
+            let outcome = establish(caller, plan, move |result| {
+                let event = PushEvent::Subscribe(SubscribePush {
+                    recoverable: result.recoverable,
+                    epoch: result.epoch.clone(),
+                    offset: result.offset,
+                    positioned: result.positioned,
+                    data: result.data.clone(),
+                });
+                server_subscription(&outbox, &name, event, &result.publications)
+                    .map(Some)
+                    .ok_or_else(|| Disconnect::INAPPROPRIATE_PROTOCOL.into())
+            })
+            .await;
+            Done::ServerSubscribed { channel, outcome }
+        };
+        flight.push(future.boxed());
+    }
+
+    pub(super) fn server_subscribed(&mut self, channel: &str, outcome: Result<Box<Established>, Failure>) {
+        if let Some(flight) = &mut self.flight {
+            flight.unblock(channel);
+        }
+        match (outcome, &mut self.phase) {
+            (Ok(established), Phase::Connected(connected)) => {
+                connected.subscriptions.insert(established.subscription);
+                self.schedule();
+            }
+            (Err(Failure::Disconnect(disconnect)), _) => self.close(disconnect),
+            (Err(Failure::Error(error)), _) => {
+                tracing::warn!(client = %self.client, code = error.code, "a server-side subscription failed");
+            }
+            (Ok(_), _) => {}
+        }
+    }
+
+    fn refresh_by_server(&mut self, expired: bool, expire_at: u64, info: Option<&[u8]>) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        if expired {
+            return self.close(Disconnect::EXPIRED);
+        }
+        let Ok((expires, ttl)) = super::time_to_live(expire_at) else {
+            return self.close(Disconnect::EXPIRED);
+        };
+        connected.expire_at = expire_at;
+        if let Some(info) = info {
+            self.adopt_info(Bytes::copy_from_slice(info));
+        }
+        self.push("", PushEvent::Refresh { expires, ttl });
+        self.schedule();
+    }
+
+    /// What others see of the user changed: presence entries follow.
+    pub(super) fn adopt_info(&mut self, info: Bytes) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        if info == connected.identity.info {
+            return;
+        }
+        let (client, user) = (connected.identity.client, connected.identity.user.clone());
+        connected.identity = Arc::new(Identity { client, user, info });
+        let caller =
+            Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: connected.identity.clone() };
+        for seat in connected.subscriptions.iter_mut().filter_map(|subscription| subscription.seat.as_mut()) {
+            let mut renewed = seat.renewed(caller.clone());
+            renewed.take_over(seat);
+            **seat = renewed;
+        }
+        self.announce_again();
+    }
+
+    /// Enters every presence entry of this connection again.
+    fn announce_again(&mut self) {
+        let Phase::Connected(connected) = &self.phase else { return };
+        let caller = self.caller(&connected.identity);
+        for subscription in connected.subscriptions.iter() {
+            let Some(seat) = &subscription.seat else { continue };
+            let mut seat = seat.renewed(caller.clone());
+            let channel = subscription.channel().clone();
+            let future = async move {
+                if let Err(error) = seat.join().await {
+                    tracing::warn!(%error, "a presence entry was not renewed");
+                }
+                // The entry belongs to the subscription's own seat.
+                seat.forget();
+                Done::Released { channel, reply: None }
+            };
+            let flight = self.flight.get_or_insert_default();
+            flight.block(subscription.channel().clone());
+            flight.push(future.boxed());
+        }
+    }
+
+    /// Reads the next page for one subscription that has not caught up, if none is being read.
+    pub(super) fn catch_up(&mut self) {
+        let Phase::Connected(connected) = &self.phase else { return };
+        let Some((subscription, state)) = connected
+            .subscriptions
+            .iter()
+            .find_map(|subscription| subscription.catch_up.as_ref().map(|state| (subscription, state)))
+        else {
+            return;
+        };
+        let flight = self.flight.get_or_insert_default();
+        if flight.catching_up {
+            return;
+        }
+        flight.catching_up = true;
+        let caller =
+            Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: connected.identity.clone() };
+        let channel = subscription.membership.lease.channel().clone();
+        let (member, namespace, state) =
+            (subscription.membership.member, subscription.namespace.clone(), state.as_ref().clone());
+        let future = async move {
+            let name = channel.name.clone();
+            let outcome = catch_up(caller, channel, member, namespace, state).await;
+            Done::CaughtUp { channel: name, member, outcome }
+        };
+        flight.push(future.boxed());
+    }
+
+    pub(super) fn caught_up(&mut self, channel: &str, member: u64, outcome: CatchUpOutcome) {
+        if let Some(flight) = &mut self.flight {
+            flight.catching_up = false;
+        }
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        let Some(subscription) = connected.subscriptions.get_mut(channel) else { return };
+        if subscription.membership.member != member {
+            return;
+        }
+        match outcome {
+            CatchUpOutcome::Live => subscription.catch_up = None,
+            CatchUpOutcome::More(read) | CatchUpOutcome::Failed(read) => {
+                if let Some(state) = &mut subscription.catch_up {
+                    state.read = read;
+                }
+            }
+            CatchUpOutcome::Insufficient => {
+                self.node.metrics.recoveries(Recovery::Overtaken).inc();
+                self.end_insufficient(channel);
+            }
+        }
+    }
+}
+
+/// The push that tells of a server-side subscription, and behind it, as one message, what was recovered.
+fn server_subscription(outbox: &Outbox, channel: &str, event: PushEvent, recovered: &[Publication]) -> Option<Bytes> {
+    let encoding = outbox.encoding();
+    let mut frame = Vec::new();
+    encode(encoding, &Reply::Push(Push { channel: channel.to_owned(), event }), &mut frame).ok()?;
+    for publication in recovered {
+        frame.extend_from_slice(encoding.separator());
+        encode_publication(encoding, channel, publication, &mut frame).ok()?;
+    }
+    Some(frame.into())
+}
