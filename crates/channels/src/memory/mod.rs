@@ -1,0 +1,20 @@
+//! In-process implementations of the ports, shared by several replicas of one process where a test wants that.
+
+mod control;
+mod expiry;
+mod idempotency;
+mod log;
+mod presence;
+mod room;
+mod shard;
+mod slab;
+mod store;
+
+#[cfg(test)]
+mod model_tests;
+#[cfg(test)]
+mod tests;
+
+pub use control::{ControlBus, MemoryControl};
+pub use log::{MemoryBroker, MemoryConfig, MemoryLog};
+pub use presence::{MemoryPresence, PresenceStore};
