@@ -1,0 +1,232 @@
+//! Many commands in one request.
+
+use std::collections::{BTreeSet, HashMap};
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use futures_util::FutureExt;
+use futures_util::future::{Shared, join_all};
+use futures_util::stream::{self, StreamExt};
+use plenum_protocol::ErrorCode;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::value::RawValue;
+use tokio::sync::oneshot;
+
+use crate::ApiError;
+use crate::methods::{Calls, MAX_OPERATIONS};
+use crate::request::*;
+use crate::response::*;
+
+/// Bytes of replies after which the commands that are left are refused.
+const MAX_REPLY_BYTES: usize = 32 * 1024 * 1024;
+/// Commands of a parallel batch that run at the same time.
+const MAX_PARALLEL: usize = 1024;
+
+/// Many commands, carried out in their order, or at once when `parallel`.
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+pub struct BatchRequest {
+    /// At most 10,000; a broadcast counts once per channel.
+    #[schemars(required, length(max = 10000))]
+    pub commands: Option<Vec<Command>>,
+    /// Do not wait for a command before beginning the next. Publications to one channel keep their order all the same.
+    pub parallel: Option<bool>,
+}
+
+macro_rules! commands {
+    ($($name:ident: $request:ty => $result:ty,)*) => {
+        /// One command: the request under the name of its method.
+        #[derive(Debug, Default, Deserialize, JsonSchema)]
+        #[schemars(extend("minProperties" = 1))]
+        pub struct Command {
+            $(#[doc = concat!("`", stringify!($name), "`")] pub $name: Option<$request>,)*
+        }
+
+        /// The answer to one command: the result under the name of its method, or `error`.
+        #[derive(Debug, Default, Serialize, JsonSchema)]
+        pub struct Reply {
+            /// Why it failed.
+            #[serde(skip_serializing_if = "Option::is_none")]
+            pub error: Option<ApiError>,
+            $(
+                #[doc = concat!("`", stringify!($name), "`")]
+                #[serde(skip_serializing_if = "Option::is_none")]
+                pub $name: Option<$result>,
+            )*
+        }
+
+        impl Command {
+            fn names(&self) -> Vec<&'static str> {
+                let named = [$((stringify!($name), self.$name.is_some()),)*];
+                named.into_iter().filter_map(|(name, given)| given.then_some(name)).collect()
+            }
+
+            async fn reply(self, calls: &Calls) -> Reply {
+                let mut reply = Reply::default();
+                if let Some(error) = self.ambiguity() {
+                    reply.error = Some(error);
+                }
+                $(else if let Some(request) = self.$name {
+                    match calls.call(request).await {
+                        Ok(result) => reply.$name = Some(result),
+                        Err(error) => reply.error = Some(error),
+                    }
+                })*
+                reply
+            }
+        }
+    };
+}
+
+commands! {
+    publish: PublishRequest => PublishResult,
+    broadcast: BroadcastRequest => BroadcastResult,
+    subscribe: SubscribeRequest => Empty,
+    unsubscribe: UnsubscribeRequest => Empty,
+    disconnect: DisconnectRequest => Empty,
+    refresh: RefreshRequest => Empty,
+    presence: PresenceRequest => PresenceResult,
+    presence_stats: PresenceStatsRequest => PresenceStatsResult,
+    history: HistoryRequest => HistoryResult,
+    history_remove: HistoryRemoveRequest => Empty,
+    channels: ChannelsRequest => ChannelsResult,
+    info: InfoRequest => InfoResult,
+}
+
+impl Command {
+    fn ambiguity(&self) -> Option<ApiError> {
+        match self.names().as_slice() {
+            [_] => None,
+            [] => Some(ApiError::new(ErrorCode::METHOD_NOT_FOUND, "the command names no known method")),
+            names => {
+                let details = format!("a command names the methods {}; allowed: one", names.join(", "));
+                Some(ApiError::new(ErrorCode::BAD_REQUEST, details))
+            }
+        }
+    }
+
+    /// Channels that it publishes into.
+    fn publishes_into(&self) -> impl Iterator<Item = &String> {
+        let one = self.publish.iter().flat_map(|publish| &publish.channel);
+        let many = self.broadcast.iter().flat_map(|broadcast| &broadcast.channels).flatten();
+        one.chain(many)
+    }
+
+    fn operations(&self) -> usize {
+        self.publishes_into().count().max(1)
+    }
+}
+
+impl BatchRequest {
+    /// Replies stand in the order of the commands. An error means that none was carried out.
+    pub(crate) async fn replies(self, calls: &Calls) -> Result<BatchResult, ApiError> {
+        let Some(commands) = self.commands else {
+            return Err(ApiError::missing("commands", "an array of commands"));
+        };
+        let operations = commands.iter().map(Command::operations).sum::<usize>();
+        if operations > MAX_OPERATIONS {
+            let details = format!("the batch holds {operations} operations; allowed: at most {MAX_OPERATIONS}");
+            return Err(ApiError::new(ErrorCode::LIMIT_EXCEEDED, details));
+        }
+        let room = AtomicUsize::new(MAX_REPLY_BYTES);
+        let mut replies = Vec::with_capacity(commands.len());
+        if self.parallel.unwrap_or_default() {
+            let mut order = PublishOrder::default();
+            let running = commands.into_iter().map(|command| {
+                let (earlier, done) = order.place(&command);
+                let room = &room;
+                async move {
+                    join_all(earlier).await;
+                    let reply = reply(command, calls, room).await;
+                    drop(done);
+                    reply
+                }
+            });
+            // A command waits only for earlier ones, and those were begun before it.
+            let mut running = stream::iter(running).buffered(MAX_PARALLEL);
+            while let Some(reply) = running.next().await {
+                replies.push(reply?);
+            }
+        } else {
+            for command in commands {
+                replies.push(reply(command, calls, &room).await?);
+            }
+        }
+        Ok(BatchResult { replies })
+    }
+}
+
+async fn reply(command: Command, calls: &Calls, room: &AtomicUsize) -> Result<Box<RawValue>, ApiError> {
+    let reply = if room.load(Ordering::Relaxed) == 0 {
+        let details =
+            format!("the replies of this batch reached {MAX_REPLY_BYTES} bytes; this command was not carried out");
+        Reply { error: Some(ApiError::new(ErrorCode::LIMIT_EXCEEDED, details)), ..Reply::default() }
+    } else {
+        command.reply(calls).await
+    };
+    let reply = serde_json::value::to_raw_value(&reply).map_err(|error| ApiError::new(ErrorCode::INTERNAL, error))?;
+    let _ =
+        room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, |left| Some(left.saturating_sub(reply.get().len())));
+    Ok(reply)
+}
+
+/// Resolves when a command ended, which drops the sender.
+type Ended = Shared<oneshot::Receiver<()>>;
+
+/// Makes each command wait for the one before it that publishes into the same channel.
+#[derive(Default)]
+struct PublishOrder(HashMap<String, Ended>);
+
+impl PublishOrder {
+    /// What to wait for, and what to drop at the end.
+    fn place(&mut self, command: &Command) -> (Vec<Ended>, oneshot::Sender<()>) {
+        let (done, ended) = oneshot::channel();
+        let ended = ended.shared();
+        // A broadcast that names a channel twice must not wait for itself.
+        let channels: BTreeSet<&String> = command.publishes_into().collect();
+        let earlier = channels.into_iter().filter_map(|channel| self.0.insert(channel.clone(), ended.clone()));
+        (earlier.collect(), done)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn command(text: &str) -> Command {
+        serde_json::from_str(text).unwrap()
+    }
+
+    #[test]
+    fn a_command_names_one_method() {
+        assert!(command(r#"{"info":{}}"#).ambiguity().is_none());
+        assert_eq!(command("{}").ambiguity().unwrap().code, 104);
+        assert_eq!(command(r#"{"rpc":{}}"#).ambiguity().unwrap().code, 104);
+        let error = command(r#"{"info":{},"channels":{}}"#).ambiguity().unwrap();
+        assert_eq!(error.code, 107);
+        assert!(error.message.contains("channels, info"), "{}", error.message);
+    }
+
+    #[test]
+    fn a_publication_waits_for_the_one_before_it_on_its_channel_alone() {
+        let mut order = PublishOrder::default();
+        let (first, first_done) = order.place(&command(r#"{"publish":{"channel":"a"}}"#));
+        let (other, _other_done) = order.place(&command(r#"{"publish":{"channel":"b"}}"#));
+        let (second, second_done) = order.place(&command(r#"{"broadcast":{"channels":["a","c","a"]}}"#));
+        let (third, _third_done) = order.place(&command(r#"{"publish":{"channel":"a"}}"#));
+        assert!(first.is_empty() && other.is_empty());
+        assert_eq!((second.len(), third.len()), (1, 1));
+        assert!(join_all(second.clone()).now_or_never().is_none());
+        drop(first_done);
+        assert!(join_all(second).now_or_never().is_some());
+        assert!(join_all(third.clone()).now_or_never().is_none());
+        drop(second_done);
+        assert!(join_all(third).now_or_never().is_some());
+    }
+
+    #[test]
+    fn a_broadcast_counts_once_per_channel() {
+        assert_eq!(command(r#"{"broadcast":{"channels":["a","c","a"]}}"#).operations(), 3);
+        assert_eq!(command(r#"{"info":{}}"#).operations(), 1);
+        assert_eq!(command("{}").operations(), 1);
+    }
+}

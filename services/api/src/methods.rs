@@ -1,0 +1,233 @@
+//! What each method does: check the request, ask the node, answer in the published form.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use futures_util::stream::{FuturesOrdered, StreamExt};
+use plenum_channels::{HistoryQuery, Node, OperationError, Publish, Published};
+use plenum_protocol::{ErrorCode, Unsubscribed};
+use plenum_telemetry::{ApiMethod, Metrics, ResultCode};
+
+use crate::check::{self, Payload};
+use crate::request::*;
+use crate::response::*;
+use crate::{ApiError, request, response};
+
+/// Most channels in one broadcast, and operations in one batch.
+pub(crate) const MAX_OPERATIONS: usize = 10_000;
+
+/// Carries calls out on a node and counts them.
+#[derive(Clone)]
+pub(crate) struct Calls {
+    pub node: Arc<Node>,
+    pub metrics: Arc<Metrics>,
+}
+
+/// A request that is a method by itself.
+pub(crate) trait Call {
+    const METHOD: ApiMethod;
+    type Result: serde::Serialize;
+
+    fn call(self, node: &Arc<Node>) -> impl Future<Output = Result<Self::Result, ApiError>> + Send;
+}
+
+impl Calls {
+    /// Carries one call out.
+    pub(crate) async fn call<C: Call>(&self, call: C) -> Result<C::Result, ApiError> {
+        let started = Instant::now();
+        let result = call.call(&self.node).await;
+        let code = result.as_ref().err().map_or(0, |error| error.code);
+        self.metrics.api_requests(C::METHOD, ResultCode::new(code)).inc();
+        self.metrics.api_seconds(C::METHOD).observe(started.elapsed().as_secs_f64());
+        result
+    }
+}
+
+impl From<OperationError> for ApiError {
+    fn from(error: OperationError) -> Self {
+        let code = error.code();
+        if code == ErrorCode::INTERNAL {
+            tracing::warn!(%error, "an API call failed");
+        }
+        ApiError::new(code, error)
+    }
+}
+
+impl Call for PublishRequest {
+    const METHOD: ApiMethod = ApiMethod::Publish;
+    type Result = PublishResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<PublishResult, ApiError> {
+        let (channel, payload) = check::publish(self)?;
+        Ok(node.publish(publication(channel, payload)).await?.into())
+    }
+}
+
+impl Call for BroadcastRequest {
+    const METHOD: ApiMethod = ApiMethod::Broadcast;
+    type Result = BroadcastResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<BroadcastResult, ApiError> {
+        let (channels, payload) = check::broadcast(self, MAX_OPERATIONS)?;
+        // All begin in the order of the request; a channel that is named twice gets both in this order.
+        let publishing = channels.into_iter().map(|channel| {
+            let (node, payload) = (node.clone(), payload.clone());
+            async move {
+                let channel = check::channel_name("channels", channel)?;
+                let published = node.publish(publication(channel, payload)).await?;
+                Ok::<PublishResult, ApiError>(published.into())
+            }
+        });
+        let publishing: FuturesOrdered<_> = publishing.collect();
+        Ok(BroadcastResult { responses: publishing.map(Response::from).collect().await })
+    }
+}
+
+impl Call for SubscribeRequest {
+    const METHOD: ApiMethod = ApiMethod::Subscribe;
+    type Result = Empty;
+
+    async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
+        let (target, channel, options) = check::subscribe(self)?;
+        node.subscribe(target, &channel, options).await?;
+        Ok(Empty {})
+    }
+}
+
+impl Call for UnsubscribeRequest {
+    const METHOD: ApiMethod = ApiMethod::Unsubscribe;
+    type Result = Empty;
+
+    async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
+        let target = check::target(self.user, self.client, self.session)?;
+        let channel = check::channel_or_all(self.channel)?;
+        node.unsubscribe(target, &channel, Unsubscribed::SERVER).await?;
+        Ok(Empty {})
+    }
+}
+
+impl Call for DisconnectRequest {
+    const METHOD: ApiMethod = ApiMethod::Disconnect;
+    type Result = Empty;
+
+    async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
+        let target = check::target(self.user, self.client, self.session)?;
+        let disconnect = check::disconnect(self.disconnect)?;
+        node.disconnect(target, disconnect, check::whitelist(self.whitelist)?).await?;
+        Ok(Empty {})
+    }
+}
+
+impl Call for RefreshRequest {
+    const METHOD: ApiMethod = ApiMethod::Refresh;
+    type Result = Empty;
+
+    async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
+        let target = check::target(self.user, self.client, self.session)?;
+        let expire_at = check::unix_time("expire_at", self.expire_at)?;
+        node.refresh(target, self.expired.unwrap_or_default(), expire_at, self.info.map(check::raw)).await?;
+        Ok(Empty {})
+    }
+}
+
+impl Call for PresenceRequest {
+    const METHOD: ApiMethod = ApiMethod::Presence;
+    type Result = PresenceResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<PresenceResult, ApiError> {
+        let members = node.presence(&check::channel(self.channel)?).await?;
+        let members = members.iter().map(|member| (member.client.clone(), ClientInfo::from(member.as_ref())));
+        Ok(PresenceResult { presence: members.collect() })
+    }
+}
+
+impl Call for PresenceStatsRequest {
+    const METHOD: ApiMethod = ApiMethod::PresenceStats;
+    type Result = PresenceStatsResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<PresenceStatsResult, ApiError> {
+        let stats = node.presence_stats(&check::channel(self.channel)?).await?;
+        Ok(PresenceStatsResult { num_clients: stats.clients, num_users: stats.users })
+    }
+}
+
+impl Call for HistoryRequest {
+    const METHOD: ApiMethod = ApiMethod::History;
+    type Result = HistoryResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<HistoryResult, ApiError> {
+        let channel = check::channel(self.channel)?;
+        let query = HistoryQuery {
+            limit: self.limit.unwrap_or_default().into(),
+            since: check::since(self.since),
+            reverse: self.reverse.unwrap_or_default(),
+        };
+        let history = node.history(&channel, query).await?;
+        Ok(HistoryResult {
+            publications: history.publications.iter().map(Publication::from).collect(),
+            offset: history.position.offset,
+            epoch: history.position.epoch.to_string(),
+        })
+    }
+}
+
+impl Call for HistoryRemoveRequest {
+    const METHOD: ApiMethod = ApiMethod::HistoryRemove;
+    type Result = Empty;
+
+    async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
+        node.history_remove(&check::channel(self.channel)?).await?;
+        Ok(Empty {})
+    }
+}
+
+impl Call for ChannelsRequest {
+    const METHOD: ApiMethod = ApiMethod::Channels;
+    type Result = ChannelsResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<ChannelsResult, ApiError> {
+        let channels = node.channels(&self.pattern.unwrap_or_default()).await?;
+        let channels = channels.into_iter().map(|(name, num_clients)| (name, ChannelInfo { num_clients }));
+        Ok(ChannelsResult { channels: channels.collect() })
+    }
+}
+
+impl Call for request::InfoRequest {
+    const METHOD: ApiMethod = ApiMethod::Info;
+    type Result = InfoResult;
+
+    async fn call(self, node: &Arc<Node>) -> Result<InfoResult, ApiError> {
+        let nodes = node.info().await?.into_iter().map(|node| response::Node {
+            uid: node.uid,
+            name: node.name,
+            version: node.version,
+            num_clients: node.num_clients,
+            num_users: node.num_users,
+            num_subs: node.num_subs,
+            num_channels: node.num_channels,
+            uptime: node.uptime,
+        });
+        Ok(InfoResult { nodes: nodes.collect() })
+    }
+}
+
+impl From<Published> for PublishResult {
+    fn from(published: Published) -> Self {
+        match published.position {
+            Some(position) => Self { offset: Some(position.offset), epoch: Some(position.epoch.to_string()) },
+            None => Self::default(),
+        }
+    }
+}
+
+fn publication(channel: String, payload: Payload) -> Publish {
+    Publish {
+        channel,
+        data: payload.data,
+        tags: payload.tags,
+        idempotency_key: payload.idempotency_key,
+        skip_history: payload.skip_history,
+        version: payload.version,
+        version_epoch: payload.version_epoch,
+    }
+}

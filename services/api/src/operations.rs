@@ -1,0 +1,153 @@
+//! What operators and their machines ask: is it alive, is it ready, does it deliver, and how much.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use http::{HeaderValue, Request, StatusCode};
+use plenum_channels::{Log, Node};
+use plenum_telemetry::{Label, Transport, WireEncoding};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use crate::canary::{Beat, Canary};
+use crate::http_reply::{HttpReply, TEXT, json, only_get, reply};
+
+/// Prometheus' text exposition format.
+const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+
+/// Which paths are served, all of them by default.
+#[derive(Clone, Debug)]
+pub struct OperationsConfig {
+    /// `/livez`, `/readyz`, and this path for the readable report (`health.handler_prefix`); `None` for none of them.
+    pub health: Option<String>,
+    /// Path of the metrics (`prometheus.handler_prefix`); `None` for none.
+    pub metrics: Option<String>,
+}
+
+impl Default for OperationsConfig {
+    fn default() -> Self {
+        Self { health: Some("/health".into()), metrics: Some("/metrics".into()) }
+    }
+}
+
+/// What the answers come from.
+pub struct OperationsParts {
+    /// The replica.
+    pub node: Arc<Node>,
+    /// Its log.
+    pub log: Arc<dyn Log>,
+}
+
+/// Answers `/livez`, `/readyz`, `/health` and `/metrics`; no key is needed.
+pub struct Operations {
+    config: OperationsConfig,
+    node: Arc<Node>,
+    canary: Canary,
+    started: Instant,
+}
+
+/// The answer of `/health`.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct HealthReport {
+    /// `ok`; `draining` while the process is about to stop; `failing` (status 503) when publications are not delivered.
+    pub status: &'static str,
+    /// Whether a publication sent through the log came back.
+    pub delivery: Delivery,
+    /// Version of the program.
+    pub version: &'static str,
+    /// Seconds since start.
+    pub uptime_seconds: u64,
+    /// Open client connections.
+    pub connections: i64,
+    /// Subscriptions of all connections.
+    pub subscriptions: i64,
+    /// Channels with a subscriber on this node.
+    pub channels: i64,
+}
+
+/// What became of the newest canary publication, at most a second ago.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct Delivery {
+    /// It came back in time.
+    pub ok: bool,
+    /// Milliseconds from sending to receiving.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub latency_ms: Option<f64>,
+    /// What went wrong.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
+impl Operations {
+    /// Answers for the replica in `parts`.
+    pub fn new(config: OperationsConfig, parts: OperationsParts) -> Self {
+        Self { config, canary: Canary::new(parts.log), node: parts.node, started: Instant::now() }
+    }
+
+    /// Whether the path is one of these.
+    pub fn owns(&self, path: &str) -> bool {
+        self.question(path).is_some()
+    }
+
+    /// Answers one request.
+    pub async fn route<B>(&self, request: Request<B>) -> HttpReply {
+        if let Err(refused) = only_get(request.method()) {
+            return refused;
+        }
+        match self.question(request.uri().path()) {
+            Some(Question::Alive) => reply(StatusCode::OK, TEXT, "ok\n"),
+            Some(Question::Ready) if self.node.is_accepting() => reply(StatusCode::OK, TEXT, "ready\n"),
+            Some(Question::Ready) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"),
+            Some(Question::Health) => self.health().await,
+            Some(Question::Metrics) => reply(StatusCode::OK, EXPOSITION, self.node.metrics().render()),
+            None => reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
+        }
+    }
+
+    fn question(&self, path: &str) -> Option<Question> {
+        let health = self.config.health.as_deref();
+        match path {
+            _ if Some(path) == self.config.metrics.as_deref() => Some(Question::Metrics),
+            _ if Some(path) == health => Some(Question::Health),
+            "/livez" if health.is_some() => Some(Question::Alive),
+            "/readyz" if health.is_some() => Some(Question::Ready),
+            _ => None,
+        }
+    }
+
+    async fn health(&self) -> HttpReply {
+        let (delivery, http_status) = match self.canary.beat().await {
+            Beat::Delivered(after) => {
+                let latency_ms = Some((after.as_secs_f64() * 1e6).round() / 1e3);
+                (Delivery { ok: true, latency_ms, error: None }, StatusCode::OK)
+            }
+            Beat::Dead(reason) => {
+                (Delivery { ok: false, latency_ms: None, error: Some(reason) }, StatusCode::SERVICE_UNAVAILABLE)
+            }
+        };
+        let status = match (delivery.ok, self.node.is_accepting()) {
+            (false, _) => "failing",
+            (true, false) => "draining",
+            (true, true) => "ok",
+        };
+        let metrics = self.node.metrics();
+        let pairs = Transport::ALL.iter().flat_map(|t| WireEncoding::ALL.iter().map(move |e| (*t, *e)));
+        let report = HealthReport {
+            status,
+            delivery,
+            version: env!("CARGO_PKG_VERSION"),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            connections: pairs.map(|(transport, encoding)| metrics.connections(transport, encoding).get()).sum(),
+            subscriptions: metrics.subscriptions.get(),
+            channels: metrics.channels.get(),
+        };
+        json(http_status, &report)
+    }
+}
+
+enum Question {
+    Alive,
+    Ready,
+    Health,
+    Metrics,
+}
