@@ -173,9 +173,9 @@ impl FixedKeys {
         Ok(Self {
             secret: secret("hmac_secret_key", &config.hmac_secret_key)?,
             previous: previous.map(|secret| (secret, Some(previous_until).filter(|until| *until > 0))),
-            rsa: rsa(&config.rsa_public_key)?,
-            ecdsa: ecdsa(&config.ecdsa_public_key)?,
-            ed25519: ed25519(&config.ed25519_public_key)?,
+            rsa: rsa_from_pem(&config.rsa_public_key)?,
+            ecdsa: ecdsa_from_pem(&config.ecdsa_public_key)?,
+            ed25519: ed25519_from_pem(&config.ed25519_public_key)?,
         })
     }
 
@@ -224,7 +224,7 @@ fn key_error(field: &'static str, expected: &'static str) -> impl Fn(KeyError) -
     move |error| TokenConfigError::Key { field, reason: error.to_string(), expected }
 }
 
-fn rsa(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
+fn rsa_from_pem(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
     if pem.is_empty() {
         return Ok(None);
     }
@@ -234,7 +234,7 @@ fn rsa(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
     PublicKey::rsa_der(der).map(Some).map_err(error)
 }
 
-fn ecdsa(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
+fn ecdsa_from_pem(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
     if pem.is_empty() {
         return Ok(None);
     }
@@ -244,7 +244,7 @@ fn ecdsa(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
     PublicKey::ec(point).map(|(_, key)| Some(key)).map_err(error)
 }
 
-fn ed25519(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
+fn ed25519_from_pem(pem: &str) -> Result<Option<PublicKey>, TokenConfigError> {
     if pem.is_empty() {
         return Ok(None);
     }
