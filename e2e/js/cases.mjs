@@ -20,7 +20,7 @@ function deadline(promise, seconds) {
 }
 
 /** Runs the registered cases whose name contains `filter`, prints a line each and the sum, and ends the process. */
-export async function runCases(variant, filter, afterEach = async () => {}) {
+export async function runCases(variant, filter, afterEach = async () => {}, atEnd = async () => {}) {
   const count = { passed: 0, failed: 0, skipped: 0 };
   for (const { name, body, only } of cases) {
     if (!name.includes(filter) || (only && !only.includes(variant))) continue;
@@ -41,6 +41,7 @@ export async function runCases(variant, filter, afterEach = async () => {}) {
       console.log(`ok    ${name} (${took})`);
     }
   }
+  await atEnd();
   console.log(`${count.passed} passed, ${count.failed} failed, ${count.skipped} skipped`);
   process.exit(count.failed ? 1 : 0);
 }

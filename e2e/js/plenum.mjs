@@ -14,6 +14,7 @@ export const requireTool = createRequire(`${env('PLENUM_TOOLS')}/node/`);
 
 export const url = env('PLENUM_URL');
 export const ws = env('PLENUM_WS');
+export const proxyUrl = env('PLENUM_PROXY_URL');
 export const proxyWs = env('PLENUM_PROXY_WS');
 
 const base64url = (value) => Buffer.from(value).toString('base64url');
