@@ -1,2 +1,7 @@
-//! Placeholder.
-fn main() {}
+//! The plenum binary.
+mod config;
+
+fn main() {
+    print!("{}{}", config::documentation(), config::default_file());
+    let _ = config::load(&config::Sources::default());
+}

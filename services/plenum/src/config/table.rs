@@ -1,0 +1,396 @@
+//! Every key of the configuration with its meaning: what `config doc` prints, what an unknown key is measured against,
+//! and how text from the environment becomes a value. A test holds it equal to the structs.
+
+use std::sync::LazyLock;
+
+/// What a key holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// `true` or `false`.
+    Switch,
+    /// A whole number.
+    Number,
+    /// Text.
+    Text,
+    /// Text that is never shown.
+    Secret,
+    /// `"10s"`.
+    Duration,
+    /// A list of texts; as text, separated by spaces or commas.
+    Words,
+    /// A list of tables; as text, JSON.
+    List,
+}
+
+impl Kind {
+    /// For people.
+    pub fn name(self) -> &'static str {
+        match self {
+            Kind::Switch => "bool",
+            Kind::Number => "integer",
+            Kind::Text => "string",
+            Kind::Secret => "secret",
+            Kind::Duration => "duration",
+            Kind::Words => "list of strings",
+            Kind::List => "list of tables",
+        }
+    }
+}
+
+/// One key.
+#[derive(Clone, Debug)]
+pub struct Row {
+    /// Its path; `[]` stands for the elements of a list.
+    pub key: String,
+    /// What it holds.
+    pub kind: Kind,
+    /// What it means, with its unit and what is allowed.
+    pub about: &'static str,
+    /// Not an option of Centrifugo v6, or with another default.
+    pub ours: bool,
+}
+
+type Entry = (&'static str, Kind, &'static str);
+
+use Kind::{Duration, List, Number, Secret, Switch, Text, Words};
+
+const SERVER: &[Entry] = &[
+    ("http_server.address", Text, "Address to listen on; empty: all interfaces."),
+    (
+        "http_server.port",
+        Number,
+        "Port for clients, and for everything else unless internal_port is set; 1 to 65535, 0: a free one.",
+    ),
+    ("http_server.internal_address", Text, "Address of the internal port; empty: as http_server.address."),
+    ("http_server.internal_port", Text, "Port for the API, health and metrics; empty: they are on http_server.port."),
+    ("http_server.tls", List, ""),
+    ("http_server.tls_external", Switch, "TLS on http_server.port only, not on the internal port."),
+    ("http_server.internal_tls", List, ""),
+    ("http_server.header_timeout", Duration, "! A client has this long to send a complete request head; 1s to 5m."),
+    ("http_server.handshake_timeout", Duration, "! Longest TLS handshake; 1s to 5m."),
+    ("http_server.max_header_size", Number, "! Largest request head in bytes, 8192 to 1048576; beyond it 431."),
+    (
+        "http_server.max_http_connections",
+        Number,
+        "! Connections in handshake or plain HTTP at once (WebSocket connections do not count), 1 to 1000000; beyond it new ones wait.",
+    ),
+    ("log.level", Text, "none, error, warn, info, debug or trace; ours: also a list of target=level with commas."),
+    ("log.format", Text, "! json (one object a line) or pretty (for people). Logs go to standard error."),
+];
+
+const TLS: &[Entry] = &[
+    ("enabled", Switch, "Encrypts this port."),
+    ("cert_pem", Text, "Path of a PEM file with the certificate chain; read again when it changes."),
+    ("key_pem", Text, "Path of a PEM file with the private key; read again when it changes."),
+];
+
+const CLIENT: &[Entry] = &[
+    (
+        "client.allowed_origins",
+        Words,
+        "Origins of pages that may connect, exactly as browsers send them (https://example.com), with * as a wildcard; \"*\" allows all. Clients that send no Origin are not browsers and may connect. Empty: no page may.",
+    ),
+    ("client.token", List, ""),
+    ("client.subscription_token", List, ""),
+    (
+        "client.allow_anonymous_connect_without_token",
+        Switch,
+        "Clients may connect without a token, as the anonymous user with an empty id.",
+    ),
+    ("client.disallow_anonymous_connection_tokens", Switch, "Refuses connection tokens whose user id is empty."),
+    ("client.ping_interval", Duration, "How often the server pings; 1s to 1h."),
+    (
+        "client.pong_timeout",
+        Duration,
+        "! A ping unanswered for this long is a missed beat; any frame is a sign of life. Shorter than ping_interval.",
+    ),
+    (
+        "client.missed_pongs",
+        Number,
+        "! Missed beats in a row that close the connection with 3012; 1 to 100 (Centrifugo's behaviour is 1).",
+    ),
+    (
+        "client.stale_close_delay",
+        Duration,
+        "A connection without a valid connect is closed after this, with 3502; 1s to 1h.",
+    ),
+    (
+        "client.expired_close_delay",
+        Duration,
+        "An expired connection that is not refreshed is closed after this, with 3005; at most 1h.",
+    ),
+    (
+        "client.expired_sub_close_delay",
+        Duration,
+        "An expired subscription that is not refreshed ends after this; at most 1h.",
+    ),
+    (
+        "client.queue_max_size",
+        Number,
+        "Bytes that may wait to be written to one connection, 65536 to 1073741824; beyond it 3008 (slow).",
+    ),
+    (
+        "client.channel_limit",
+        Number,
+        "Channels that one connection may be subscribed to, 1 to 1000000; beyond it error 106.",
+    ),
+    (
+        "client.max_in_flight_commands",
+        Number,
+        "! Commands of one connection under way at once, 1 to 65536; at the bound its socket is not read.",
+    ),
+    (
+        "client.max_frames_per_second",
+        Number,
+        "! Frames per second from one connection, with a burst of as many; beyond it 3013. 0: no bound.",
+    ),
+    ("client.connection_limit", Number, "Connections of this process; beyond it 3504. 0: no bound."),
+    ("client.connection_rate_limit", Number, "New connections per second of this process. 0: no bound."),
+    ("client.user_connection_limit", Number, "Connections of one user to this process; beyond it 3504. 0: no bound."),
+    ("client.connect_include_server_time", Switch, "Puts the server's time into connect and refresh replies."),
+    ("client.history_max_publication_limit", Number, "Publications in one history reply, 1 to 1000000."),
+    (
+        "client.recovery_max_publication_limit",
+        Number,
+        "Publications in the reply to a recovery, 1 to 1000000. Here the rest follows as publications; Centrifugo does not recover who missed more.",
+    ),
+    (
+        "client.recovery_max_bytes",
+        Number,
+        "! Payload bytes in the reply to a recovery, 1024 to 1048576; the rest follows as publications.",
+    ),
+    (
+        "client.user_id_http_header",
+        Text,
+        "HTTP header of the handshake that names the user, instead of a token; only behind a proxy that sets it. Empty: off.",
+    ),
+    ("client.insecure", Switch, "No authentication and no permission checks for clients: for development."),
+    (
+        "client.insecure_public",
+        Switch,
+        "! Needed besides client.insecure when the server listens on more than a loopback address.",
+    ),
+    (
+        "client.subscribe_to_user_personal_channel.enabled",
+        Switch,
+        "Subscribes every connection with a user id to the user's personal channel.",
+    ),
+    (
+        "client.subscribe_to_user_personal_channel.personal_channel_namespace",
+        Text,
+        "Namespace of the personal channel; empty: none.",
+    ),
+];
+
+const TOKEN: &[Entry] = &[
+    ("hmac_secret_key", Secret, "Secret for HS256, HS384 and HS512."),
+    ("hmac_previous_secret_key", Secret, "The secret before the last rotation, accepted too."),
+    (
+        "hmac_previous_secret_key_valid_until",
+        Number,
+        "Unix seconds after which the previous secret is not accepted any more; 0: without end.",
+    ),
+    ("rsa_public_key", Text, "PEM for RS256, RS384 and RS512; 2048 to 8192 bits."),
+    ("ecdsa_public_key", Text, "PEM for ES256, ES384 or ES512."),
+    ("ed25519_public_key", Text, "! PEM for EdDSA."),
+    (
+        "jwks_public_endpoint",
+        Text,
+        "URL of a JSON Web Key Set; once set, the other keys are not used. {{name}} stands for a named group of issuer_regex or audience_regex.",
+    ),
+    (
+        "insecure_skip_jwks_endpoint_safety_check",
+        Switch,
+        "Allows named groups in jwks_public_endpoint that match more than a list of fixed values.",
+    ),
+    ("audience", Text, "The aud claim must hold this; empty: not checked."),
+    ("audience_regex", Text, "A value of the aud claim must match this; empty: not checked."),
+    ("issuer", Text, "The iss claim must be this; empty: not checked."),
+    ("issuer_regex", Text, "The iss claim must match this; empty: not checked."),
+    ("user_id_claim", Text, "Claim that holds the user id, letters and underscores; empty: sub."),
+];
+
+const CHANNEL: &[Entry] = &[
+    ("channel.without_namespace", List, ""),
+    ("channel.namespaces", List, "Namespaces, each a table with a name and options."),
+    (
+        "channel.history_meta_ttl",
+        Duration,
+        "How long a channel's last position outlives its newest publication; whole seconds.",
+    ),
+    ("channel.max_length", Number, "Bytes in a channel name, 1 to 255; beyond it error 107."),
+    ("channel.private_prefix", Text, "Channels whose name starts with this need a subscription token; empty: none do."),
+    ("channel.namespace_boundary", Text, "Separates the namespace from the rest of a name; empty: no namespaces."),
+    (
+        "channel.user_boundary",
+        Text,
+        "Separates the allowed users from the rest of a name; empty: no user-limited channels.",
+    ),
+    ("channel.user_separator", Text, "Separates the allowed users; empty: one user only."),
+    (
+        "channel.max_publication_size",
+        Number,
+        "! Payload bytes of one publication, from clients and by API alike, 1 to 983040; beyond it error 107.",
+    ),
+];
+
+const NAMESPACE: &[Entry] = &[
+    ("presence", Switch, "Keeps who is subscribed."),
+    ("join_leave", Switch, "Tells subscribers who ask for it when others join and leave."),
+    ("force_push_join_leave", Switch, "Tells all subscribers; needs join_leave."),
+    ("history_size", Number, "Newest publications that are visible; 0: no history. Needs history_ttl."),
+    (
+        "history_ttl",
+        Duration,
+        "History is visible until this long after the newest publication; whole seconds. Needs history_size.",
+    ),
+    ("history_meta_ttl", Duration, "Overrides channel.history_meta_ttl; 0s: does not."),
+    ("force_positioning", Switch, "Every subscription learns when something could have been lost."),
+    ("allow_positioning", Switch, "Subscriptions that ask for it do."),
+    ("force_recovery", Switch, "Every subscription recovers what it missed; needs history."),
+    ("allow_recovery", Switch, "Subscriptions that ask for it do."),
+    ("force_recovery_mode", Text, "stream (all that was missed) or cache (the latest publication only)."),
+    (
+        "allow_subscribe_for_anonymous",
+        Switch,
+        "Anonymous users may subscribe where allow_subscribe_for_client lets clients.",
+    ),
+    ("allow_subscribe_for_client", Switch, "Users may subscribe without a subscription token."),
+    ("allow_publish_for_anonymous", Switch, "Anonymous users may publish where another allow_publish_… lets them."),
+    ("allow_publish_for_subscriber", Switch, "Subscribers may publish."),
+    ("allow_publish_for_client", Switch, "Any client may publish."),
+    (
+        "allow_presence_for_anonymous",
+        Switch,
+        "Anonymous users may read presence where another allow_presence_… lets them.",
+    ),
+    ("allow_presence_for_subscriber", Switch, "Subscribers may read presence."),
+    ("allow_presence_for_client", Switch, "Any client may read presence."),
+    (
+        "allow_history_for_anonymous",
+        Switch,
+        "Anonymous users may read history where another allow_history_… lets them.",
+    ),
+    ("allow_history_for_subscriber", Switch, "Subscribers may read history."),
+    ("allow_history_for_client", Switch, "Any client may read history."),
+    ("allow_user_limited_channels", Switch, "Names may end in #user1,user2, who alone may subscribe."),
+    ("channel_regex", Text, "What the name after the namespace must match, unanchored; empty: any ASCII name."),
+    (
+        "durability",
+        Text,
+        "! log (acknowledged, then delivered exactly once and in order) or none (at most once, no position, no history).",
+    ),
+];
+
+const SERVICES: &[Entry] = &[
+    ("http_api.disabled", Switch, "Switches the server API off."),
+    ("http_api.handler_prefix", Text, "Path of the server API."),
+    ("http_api.key", Secret, "Key that API requests must carry; without one every request is refused."),
+    ("http_api.error_mode", Text, "How errors are told: empty (in the body, status 200) or transport (by the status)."),
+    ("http_api.external", Switch, "Serves the API on http_server.port although internal_port is set."),
+    ("http_api.insecure", Switch, "No key is asked for: whoever reaches the port may use the API."),
+    ("websocket.disabled", Switch, "Switches the WebSocket endpoint off."),
+    ("websocket.handler_prefix", Text, "Path of the WebSocket endpoint."),
+    (
+        "websocket.write_timeout",
+        Duration,
+        "! A client that takes nothing at all for this long is disconnected; 100ms to 5m.",
+    ),
+    (
+        "websocket.message_size_limit",
+        Number,
+        "Bytes in one message from a client, 1024 to 16777216; beyond it the connection is closed.",
+    ),
+    ("prometheus.enabled", Switch, "! Serves metrics (Centrifugo's default is false)."),
+    ("prometheus.handler_prefix", Text, "Path of the metrics."),
+    ("health.enabled", Switch, "! Serves the health endpoints (Centrifugo's default is false)."),
+    ("health.handler_prefix", Text, "Path of the health check."),
+    ("node.name", Text, "Name of this process in logs and in the API's info; empty: host name and port."),
+    ("shutdown.timeout", Duration, "After SIGTERM, connections have this long to end; 1s to 1h."),
+];
+
+/// All keys, in the order in which they are explained.
+pub fn rows() -> &'static [Row] {
+    static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
+        let mut rows = Vec::new();
+        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, SERVICES].into_iter().flatten() {
+            match *key {
+                "http_server.tls" | "http_server.internal_tls" => group(&mut rows, key, TLS),
+                "client.token" => group(&mut rows, key, TOKEN),
+                "client.subscription_token" => {
+                    let about = "Subscription tokens have keys and rules of their own, those below.";
+                    rows.push(row(format!("{key}.enabled"), Switch, about));
+                    group(&mut rows, key, TOKEN);
+                }
+                "channel.without_namespace" => group(&mut rows, key, NAMESPACE),
+                "channel.namespaces" => {
+                    rows.push(row((*key).into(), *kind, about));
+                    let about = "Name of the namespace: two or more of a-z A-Z 0-9 - _ .";
+                    rows.push(row("channel.namespaces[].name".into(), Text, about));
+                    group(&mut rows, "channel.namespaces[]", NAMESPACE);
+                }
+                _ => rows.push(row((*key).into(), *kind, about)),
+            }
+        }
+        rows
+    });
+    &ROWS
+}
+
+fn group(rows: &mut Vec<Row>, prefix: &str, entries: &[Entry]) {
+    rows.extend(entries.iter().map(|(key, kind, about)| row(format!("{prefix}.{key}"), *kind, about)));
+}
+
+/// A leading `!` in the table marks what is ours.
+fn row(key: String, kind: Kind, about: &'static str) -> Row {
+    match about.strip_prefix("! ") {
+        Some(about) => Row { key, kind, about, ours: true },
+        None => Row { key, kind, about, ours: false },
+    }
+}
+
+/// The row of a path; `[3]` in it is taken for `[]`.
+pub fn find(path: &str) -> Option<&'static Row> {
+    let pattern = pattern(path);
+    rows().iter().find(|row| row.key == pattern)
+}
+
+/// Whether keys lie below a path.
+pub fn is_section(path: &str) -> bool {
+    let pattern = pattern(path);
+    rows().iter().any(|row| row.key.strip_prefix(&pattern).is_some_and(|rest| rest.starts_with('.')))
+}
+
+/// Keys directly below a section, for error messages.
+pub fn children(section: &str) -> Vec<&'static str> {
+    let prefix = if section.is_empty() { String::new() } else { format!("{}.", pattern(section)) };
+    let mut names: Vec<&'static str> = Vec::new();
+    for row in rows() {
+        let Some(rest) = row.key.strip_prefix(&prefix) else { continue };
+        let name = rest.split(['.', '[']).next().unwrap_or(rest);
+        if !names.contains(&name) {
+            names.push(name);
+        }
+    }
+    names
+}
+
+fn pattern(path: &str) -> String {
+    let mut pattern = String::with_capacity(path.len());
+    let mut inside = false;
+    for c in path.chars() {
+        match c {
+            '[' => {
+                inside = true;
+                pattern.push(c);
+            }
+            ']' => {
+                inside = false;
+                pattern.push(c);
+            }
+            _ if inside => {}
+            _ => pattern.push(c),
+        }
+    }
+    pattern
+}
