@@ -75,7 +75,7 @@ pub enum TokenConfigError {
         expected: &'static str,
     },
     /// A secret that anybody knows would let anybody sign.
-    #[error("hmac key in {field} is a public key: whoever has it could sign tokens; use a random secret")]
+    #[error("{field}: it is a public key, and whoever has it could sign tokens; expected a random secret")]
     PublicSecret {
         /// The option.
         field: &'static str,

@@ -125,10 +125,9 @@ impl Verifier {
 
     /// Signature, issuer, audience and times. Times come last: only who can sign is told that a token expired.
     async fn verified<'a>(&self, parts: &Parts<'_>, payload: &'a str) -> Result<RawClaims<'a>, TokenError> {
-        let now = self.clock.unix();
         let claims = match &self.keys {
             Keys::Fixed(keys) => {
-                keys.verify(parts, now)?;
+                keys.verify(parts, self.clock.unix())?;
                 let claims = RawClaims::parse(payload, self.user_claim.as_deref())?;
                 self.rules.check(&claims)?;
                 claims
@@ -144,6 +143,7 @@ impl Verifier {
                 claims
             }
         };
+        let now = self.clock.unix();
         let (exp, nbf, _) = (claims.time(Claim::Exp)?, claims.time(Claim::Nbf)?, claims.time(Claim::Iat)?);
         if exp.is_some_and(|exp| exp <= now) || nbf.is_some_and(|nbf| nbf > now) {
             return Err(TokenError::Expired);

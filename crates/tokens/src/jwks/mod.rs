@@ -9,6 +9,8 @@
 //!   came, so that a new key counts at once.
 //! - While fetching fails, known keys go on being used up to a day after they were fetched; other tokens get
 //!   [`TokenError::Unavailable`] at once, and the endpoint is tried again at most once per interval.
+//!
+//! A token waits at most for the fetch under way, an interval and one fetch more: 10 s with the default [`Times`].
 
 mod fetch;
 mod set;

@@ -72,6 +72,7 @@ async fn a_storm_of_unknown_kids_makes_one_fetch_per_interval() {
     let known = key.token_with_kid("known", CLAIMS);
     assert!(verifier.connection(&known).await.is_ok());
     let verifier = Arc::new(verifier);
+    let begun = Instant::now();
     for round in 0..3 {
         let before = server.hits("/jwks");
         let storm: Vec<_> = (0..200)
@@ -86,6 +87,7 @@ async fn a_storm_of_unknown_kids_makes_one_fetch_per_interval() {
         }
         assert_eq!(server.hits("/jwks"), before + 1);
     }
+    assert!(begun.elapsed() >= times().interval * 3, "each fetch came an interval after the one before");
 }
 
 #[tokio::test]
@@ -111,6 +113,28 @@ async fn many_at_once_share_one_flight_and_outlive_who_asked_first() {
         }
     }
     assert_eq!(server.hits("/jwks"), 1);
+}
+
+#[tokio::test]
+async fn a_fetch_that_began_before_a_token_came_does_not_refuse_it() {
+    let (old, new) = (ed25519(), ed25519());
+    let server = KeyServer::start().await;
+    let gate = server.gated("/jwks", Answer::keys([old.jwk("old", json!({}))]));
+    let verifier = Arc::new(verifier(at(&server), times()).0);
+    let ask = |token: String| {
+        let verifier = verifier.clone();
+        tokio::spawn(async move { verifier.connection(&token).await })
+    };
+    let first = ask(old.token_with_kid("old", CLAIMS));
+    server.wait_for_hits("/jwks", 1).await;
+    let second = ask(new.token_with_kid("new", CLAIMS));
+    // So that it waits with the first one.
+    tokio::task::yield_now().await;
+    server.answer("/jwks", Answer::keys([new.jwk("new", json!({}))]));
+    gate.add_permits(1);
+    assert!(first.await.unwrap().is_ok());
+    assert!(second.await.unwrap().is_ok());
+    assert_eq!(server.hits("/jwks"), 2);
 }
 
 #[tokio::test]
