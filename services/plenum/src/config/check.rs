@@ -34,10 +34,11 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
         Ok(compiled) => warnings.extend(compiled.warnings),
         Err(error) => {
             let key = error.key().to_owned();
-            // The message starts with the key itself.
-            let text = error.to_string();
-            let text = text.strip_prefix(&key).unwrap_or(&text).trim_start_matches([' ', '=', ':']).to_owned();
-            checks.add(&key, None, text);
+            // The message is "key = value: text".
+            let message = error.to_string();
+            let rest = message.strip_prefix(&key).unwrap_or(&message).trim_start_matches([' ', '=']);
+            let (value, text) = rest.split_once(": ").unwrap_or(("", rest));
+            checks.add(&key, Some(value.to_owned()), text);
         }
     }
     warn(config, warnings);

@@ -71,9 +71,13 @@ fn yaml(text: &str) -> Result<Value, SyntaxError> {
         let error = error.without_snippet();
         let (line, column) = error.location().map_or((0, 0), |at| (at.line(), at.column()));
         let number = |value: u64| usize::try_from(value).unwrap_or(0);
-        // Only the first line: what follows points into the text.
         let message = error.to_string();
-        (number(line), number(column), message.lines().next().unwrap_or_default().to_owned())
+        let reason = match message.lines().next().unwrap_or_default() {
+            // The name of the alias may be an unquoted secret.
+            alias if alias.contains("anchor") => "an alias (*name) without an anchor; quote texts that start with *",
+            first => first,
+        };
+        (number(line), number(column), reason.to_owned())
     })
 }
 
