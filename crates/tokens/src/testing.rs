@@ -31,6 +31,8 @@ fn pem(der: &[u8]) -> String {
     format!("-----BEGIN PUBLIC KEY-----\n{}\n-----END PUBLIC KEY-----\n", lines.join("\n"))
 }
 
+type Sign = Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>;
+
 /// A key pair that can sign with one algorithm.
 pub(crate) struct Signer {
     pub(crate) algorithm: &'static str,
@@ -38,7 +40,7 @@ pub(crate) struct Signer {
     pub(crate) pem: String,
     /// Public key as JWK without `kid`, `alg` and `use`.
     pub(crate) jwk: Value,
-    sign: Box<dyn Fn(&[u8]) -> Vec<u8> + Send + Sync>,
+    sign: Sign,
 }
 
 impl Signer {
