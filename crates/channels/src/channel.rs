@@ -135,7 +135,10 @@ impl Channel {
             outbox.push(reply);
         }
         let encoding = outbox.encoding();
-        let missed = recent.entries.iter().filter(|entry| entry.offset > read);
+        let floor = read;
+        #[cfg(test)]
+        let floor = Sabotage::distort(floor);
+        let missed = recent.entries.iter().filter(|entry| entry.offset > floor);
         let mut frames = Vec::new();
         for entry in missed {
             match publication_frame(encoding, &self.name, &entry.publication, state.shows_offsets) {
@@ -144,7 +147,10 @@ impl Channel {
             }
         }
         outbox.push_all(frames);
-        state.members[index].after = read.max(state.position.offset);
+        let after = read.max(state.position.offset);
+        #[cfg(test)]
+        let after = if Sabotage::is(Sabotage::SkipFilter) { 0 } else { after };
+        state.members[index].after = after;
         state.end_joining();
         GoLive::Done
     }
@@ -341,4 +347,45 @@ pub(crate) fn publication_frame(
 pub(crate) fn push_frame(encoding: Encoding, channel: &str, event: PushEvent) -> Option<Bytes> {
     let mut frame = Vec::new();
     encode(encoding, &Reply::Push(Push { channel: channel.to_owned(), event }), &mut frame).ok().map(|()| frame.into())
+}
+
+/// Ways to break the joining code, for the test that must notice them.
+#[cfg(test)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Sabotage {
+    None,
+    /// What was delivered while the member was joining is not handed to it.
+    ForgetRecent,
+    /// All of it is, also what the read brought already.
+    RepeatRecent,
+    /// A member that has read ahead of the delivery gets it again.
+    SkipFilter,
+}
+
+#[cfg(test)]
+thread_local! {
+    static SABOTAGE: std::cell::Cell<Sabotage> = const { std::cell::Cell::new(Sabotage::None) };
+}
+
+#[cfg(test)]
+impl Sabotage {
+    /// Runs `f` with the joining code of this thread broken in this way.
+    pub(crate) fn with<T>(self, f: impl FnOnce() -> T) -> T {
+        SABOTAGE.set(self);
+        let result = f();
+        SABOTAGE.set(Sabotage::None);
+        result
+    }
+
+    fn is(sabotage: Sabotage) -> bool {
+        SABOTAGE.get() == sabotage
+    }
+
+    fn distort(read: u64) -> u64 {
+        match SABOTAGE.get() {
+            Sabotage::ForgetRecent => u64::MAX - 2,
+            Sabotage::RepeatRecent => 0,
+            Sabotage::None | Sabotage::SkipFilter => read,
+        }
+    }
 }

@@ -12,6 +12,9 @@ mod requests;
 mod subscriptions;
 mod timers;
 
+#[cfg(test)]
+mod tests;
+
 use std::sync::Arc;
 use std::task::Context;
 

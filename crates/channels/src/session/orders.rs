@@ -177,9 +177,7 @@ impl Session {
         let caller =
             Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: connected.identity.clone() };
         for seat in connected.subscriptions.iter_mut().filter_map(|subscription| subscription.seat.as_mut()) {
-            let mut renewed = seat.renewed(caller.clone());
-            renewed.take_over(seat);
-            **seat = renewed;
+            seat.identify(caller.clone());
         }
         self.announce_again();
     }
@@ -187,17 +185,13 @@ impl Session {
     /// Enters every presence entry of this connection again.
     fn announce_again(&mut self) {
         let Phase::Connected(connected) = &self.phase else { return };
-        let caller = self.caller(&connected.identity);
         for subscription in connected.subscriptions.iter() {
             let Some(seat) = &subscription.seat else { continue };
-            let mut seat = seat.renewed(caller.clone());
-            let channel = subscription.channel().clone();
+            let (entering, channel) = (seat.enter(), subscription.channel().clone());
             let future = async move {
-                if let Err(error) = seat.join().await {
+                if let Err(error) = entering.await {
                     tracing::warn!(%error, "a presence entry was not renewed");
                 }
-                // The entry belongs to the subscription's own seat.
-                seat.forget();
                 Done::Released { channel, reply: None }
             };
             let flight = self.flight.get_or_insert_default();

@@ -325,12 +325,7 @@ fn publish(
     }))
 }
 
-fn presence(
-    connected: &Connected,
-    settings: &Compiled,
-    caller: &Caller,
-    channel: String,
-) -> Result<Started, Failure> {
+fn presence(connected: &Connected, settings: &Compiled, caller: &Caller, channel: String) -> Result<Started, Failure> {
     permitted(connected, settings, &channel, presence_allowed)?;
     let node = caller.node.clone();
     Ok(Started::replying(async move {

@@ -7,7 +7,7 @@ use tokio::time::Instant;
 
 use super::Caller;
 use crate::hub::Lease;
-use crate::{Announcement, NamespaceOptions, Position};
+use crate::{Announcement, NamespaceOptions, Position, PresenceError};
 
 /// The subscriptions of one connection, few enough to be searched one by one.
 #[derive(Default)]
@@ -46,110 +46,100 @@ impl Drop for Membership {
     }
 }
 
-/// What other clients see of a subscription: presence and the leave message, taken back when dropped.
-pub(crate) struct Seat {
+/// What other clients see of a subscription: its presence entry, and the leave message that it owes. Taken back when
+/// dropped.
+pub(crate) struct Seat(Option<Visible>);
+
+struct Visible {
     caller: Caller,
     channel: Arc<str>,
     info: Bytes,
     presence: bool,
-    announces: bool,
+    /// A join was announced, so a leave is due.
+    announced: bool,
 }
 
 impl Seat {
-    /// Takes presence; the returned seat gives it back. `announces` is set by [`Seat::announce`].
+    /// Enters presence if the subscription has it.
     pub(super) async fn take(
         caller: &Caller,
         channel: &Arc<str>,
         info: Bytes,
         presence: bool,
-    ) -> Result<Self, crate::PresenceError> {
-        let seat = Self { caller: caller.clone(), channel: channel.clone(), info, presence, announces: false };
-        seat.join().await?;
+    ) -> Result<Self, PresenceError> {
+        let visible = Visible { caller: caller.clone(), channel: channel.clone(), info, presence, announced: false };
+        let entering = visible.enter();
+        // From here on dropping the future takes the entry back, whether it was made or not.
+        let seat = Seat(Some(visible));
+        entering.await?;
         Ok(seat)
     }
 
-    /// Enters or renews the presence entry.
-    pub(super) async fn join(&self) -> Result<(), crate::PresenceError> {
-        if self.presence {
-            let member = Arc::new(self.caller.identity.member(self.info.clone()));
-            self.caller.node.presence.join(&self.channel, member).await?;
+    /// Makes the presence entry again, for a new lease.
+    pub(super) fn enter(&self) -> impl Future<Output = Result<(), PresenceError>> + Send + 'static {
+        let entering = self.0.as_ref().map(Visible::enter);
+        async move {
+            match entering {
+                Some(entering) => entering.await,
+                None => Ok(()),
+            }
         }
-        Ok(())
     }
 
     /// Tells the others; at most once, so a failure is only logged.
     pub(super) async fn announce(&mut self) {
-        self.announces = true;
-        let join = Announcement::Join(self.caller.identity.member(self.info.clone()));
-        if let Err(error) = self.caller.node.log.announce(&self.channel, join).await {
+        let Some(visible) = &mut self.0 else { return };
+        visible.announced = true;
+        let join = Announcement::Join(visible.caller.identity.member(visible.info.clone()));
+        if let Err(error) = visible.caller.node.log.announce(&visible.channel, join).await {
             tracing::debug!(%error, "a join was not announced");
         }
     }
 
-    /// Joins again under a changed identity or a new lease.
-    pub(super) fn renewed(&self, caller: Caller) -> Seat {
-        Seat {
-            caller,
-            channel: self.channel.clone(),
-            info: self.info.clone(),
-            presence: self.presence,
-            announces: false,
+    /// What others see of the user changed.
+    pub(super) fn identify(&mut self, caller: Caller) {
+        if let Some(visible) = &mut self.0 {
+            visible.caller = caller;
         }
     }
 
     /// Gives the seat up.
     pub(super) async fn vacate(mut self: Box<Self>) {
-        self.leave().await;
+        if let Some(visible) = self.0.take() {
+            visible.leave().await;
+        }
+    }
+}
+
+impl Visible {
+    fn enter(&self) -> impl Future<Output = Result<(), PresenceError>> + Send + 'static {
+        let member = Arc::new(self.caller.identity.member(self.info.clone()));
+        let (node, channel, presence) = (self.caller.node.clone(), self.channel.clone(), self.presence);
+        async move { if presence { node.presence.join(&channel, member).await } else { Ok(()) } }
     }
 
-    async fn leave(&mut self) {
-        let (presence, announces) = (std::mem::take(&mut self.presence), std::mem::take(&mut self.announces));
-        let node = &self.caller.node;
-        if presence {
-            let client = self.caller.identity.client.to_string();
-            if let Err(error) = node.presence.leave(&self.channel, &client).await {
-                tracing::warn!(%error, "a presence entry was not removed: it ends with this replica's lease");
-            }
+    async fn leave(self) {
+        let Caller { node, identity, .. } = &self.caller;
+        if self.presence
+            && let Err(error) = node.presence.leave(&self.channel, &identity.client.to_string()).await
+        {
+            tracing::warn!(%error, "a presence entry was not removed: it ends with this replica's lease");
         }
-        if announces {
-            let leave = Announcement::Leave(self.caller.identity.member(self.info.clone()));
+        if self.announced {
+            let leave = Announcement::Leave(identity.member(self.info));
             if let Err(error) = node.log.announce(&self.channel, leave).await {
                 tracing::debug!(%error, "a leave was not announced");
             }
         }
     }
-
-    /// Drops the seat without leaving: another one stands for the same entry.
-    pub(super) fn forget(&mut self) {
-        self.presence = false;
-        self.announces = false;
-    }
-
-    /// Hands the duty to announce the leave over.
-    pub(super) fn take_over(&mut self, old: &mut Seat) {
-        self.announces = old.announces;
-        old.forget();
-    }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
-        if !self.presence && !self.announces {
-            return;
-        }
-        let mut left = Seat {
-            caller: self.caller.clone(),
-            channel: self.channel.clone(),
-            info: std::mem::take(&mut self.info),
-            presence: self.presence,
-            announces: self.announces,
-        };
+        let Some(visible) = self.0.take() else { return };
         // Outside a runtime the process is ending; the replica's lease takes the entry with it.
-        match tokio::runtime::Handle::try_current() {
-            Ok(runtime) => {
-                runtime.spawn(async move { left.leave().await });
-            }
-            Err(_) => left.forget(),
+        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+            runtime.spawn(visible.leave());
         }
     }
 }

@@ -1,0 +1,143 @@
+//! Each bound of a connection, reached.
+
+use std::time::Duration;
+
+use plenum_protocol::{Disconnect, Encoding, PublishRequest, Reply, Request};
+
+use super::{Client, api_publish, node, settings};
+use crate::{AcceptError, Link};
+
+#[tokio::test(start_paused = true)]
+async fn a_reader_that_is_too_slow_is_closed_and_hurts_nobody_else() {
+    let mut settings = settings();
+    settings.client.queue_max_size = 64 * 1024;
+    let node = node(settings);
+    let mut slow = Client::connect(&node).await;
+    let mut quick = Client::connect(&node).await;
+    slow.subscribe("log:a", None).await.unwrap();
+    quick.subscribe("log:a", None).await.unwrap();
+    let payload = format!("\"{}\"", "x".repeat(1000));
+    for _ in 0..100 {
+        api_publish(&node, "log:a", &payload).await;
+        quick.publication().await;
+    }
+    assert!(slow.session.outbox().pending_bytes() <= 64 * 1024 + 2048);
+    assert_eq!(slow.close().await, Disconnect::SLOW);
+    assert!(quick.closed.is_none());
+}
+
+#[tokio::test(start_paused = true)]
+async fn channels_per_connection() {
+    let mut settings = settings();
+    settings.client.channel_limit = 2;
+    let node = node(settings);
+    let mut client = Client::connect(&node).await;
+    client.subscribe("log:a", None).await.unwrap();
+    client.subscribe("log:b", None).await.unwrap();
+    assert_eq!(client.subscribe("log:c", None).await.unwrap_err().code, 106);
+}
+
+#[tokio::test(start_paused = true)]
+async fn connections_per_replica_user_and_second() {
+    let mut limited = settings();
+    limited.client.connection_limit = 2;
+    let crowded = node(limited);
+    let first = Client::attach(&crowded, Encoding::Json);
+    let _second = Client::attach(&crowded, Encoding::Json);
+    let link = || Link { encoding: Encoding::Json, user: None };
+    assert_eq!(crowded.accept(link()).unwrap_err(), AcceptError::ConnectionLimit { max: 2 });
+    drop(first);
+    crowded.accept(link()).unwrap();
+
+    let mut limited = settings();
+    limited.client.user_connection_limit = 1;
+    let node_of_users = node(limited);
+    let (first, _) = Client::connect_as(&node_of_users, "anna").await;
+    let mut second = Client::attach(&node_of_users, Encoding::Json);
+    second.session.receive(b"{\"id\":1,\"connect\":{\"token\":\"anna\"}}");
+    assert_eq!(second.close().await, Disconnect::CONNECTION_LIMIT);
+    drop(first);
+    drop(second);
+    Client::connect_as(&node_of_users, "anna").await;
+
+    let mut limited = settings();
+    limited.client.connection_rate_limit = 3;
+    let steady = node(limited);
+    for _ in 0..3 {
+        steady.accept(link()).unwrap();
+    }
+    assert_eq!(steady.accept(link()).unwrap_err(), AcceptError::RateLimit { max: 3 });
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    steady.accept(link()).unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn frames_per_second() {
+    let mut settings = settings();
+    settings.client.max_frames_per_second = 5;
+    let node = node(settings);
+    let mut client = Client::connect(&node).await;
+    for _ in 0..20 {
+        client.session.receive(b"{}");
+    }
+    assert_eq!(client.close().await, Disconnect::TOO_MANY_REQUESTS);
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_in_flight_hold_reading_up() {
+    let mut settings = settings();
+    settings.client.max_in_flight_commands = 2;
+    let node = node(settings);
+    let mut client = Client::connect(&node).await;
+    let frame: Vec<u8> = (2..6)
+        .flat_map(|id| format!("{{\"id\":{id},\"subscribe\":{{\"channel\":\"log:{id}\"}}}}\n").into_bytes())
+        .collect();
+    client.session.receive(&frame);
+    assert!(!client.session.wants_frames());
+    for id in 2..6 {
+        client.answer(id).await.unwrap();
+    }
+    assert!(client.session.wants_frames());
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_publication_over_the_bound() {
+    let mut settings = settings();
+    settings.channel.max_publication_size = 1000;
+    let node = node(settings);
+    let mut client = Client::connect(&node).await;
+    let big = |bytes: usize| {
+        let data = format!("\"{}\"", "x".repeat(bytes - 2)).into();
+        Request::Publish(PublishRequest { channel: "log:a".into(), data, ..Default::default() })
+    };
+    client.call(big(1000)).await.unwrap();
+    let error = client.call(big(1001)).await.unwrap_err();
+    assert_eq!(error.code, 107);
+    assert!(error.message.contains("1001") && error.message.contains("1000"), "{}", error.message);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_that_never_authenticates() {
+    let node = node(settings());
+    let mut client = Client::attach(&node, Encoding::Json);
+    let started = tokio::time::Instant::now();
+    assert_eq!(client.close().await, Disconnect::STALE);
+    assert!((10..12).contains(&started.elapsed().as_secs()));
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_missed_pongs_and_not_one() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    let started = tokio::time::Instant::now();
+    // Answers the first ping late, after it was counted as missed.
+    client.idle(37).await;
+    assert_eq!(client.inbox.pop_front(), Some(Reply::Ping));
+    client.session.receive(b"{}");
+    client.idle(20).await;
+    assert!(client.closed.is_none());
+    assert_eq!(client.close().await, Disconnect::NO_PONG);
+    // Pings at 25, 50 and 75 s; the second and third are unanswered, judged at 60 and 85 s.
+    let elapsed = started.elapsed().as_secs();
+    assert!((84..88).contains(&elapsed), "{elapsed} s");
+}

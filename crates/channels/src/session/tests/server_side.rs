@@ -1,0 +1,130 @@
+//! Subscriptions that the server makes, and orders from the server API.
+
+use bytes::Bytes;
+use plenum_protocol::codes::Unsubscribed;
+use plenum_protocol::{ConnectRequest, Disconnect, Encoding, PushEvent, ReplyResult, Request, SubscribeRequest};
+
+use super::{Client, api_publish, node, settings, text};
+use crate::node::unix_now;
+use crate::{SubscribeOptions, Target};
+
+fn user(user: &str) -> Target {
+    Target { user: user.into(), ..Target::default() }
+}
+
+#[tokio::test(start_paused = true)]
+async fn subscriptions_of_the_token_stand_in_the_connect_reply_and_recover() {
+    let node = node(settings());
+    let (client, first) = Client::connect_as(&node, "anna;subs=log:a,log:b").await;
+    assert_eq!(first.subs.keys().collect::<Vec<_>>(), ["log:a", "log:b"]);
+    drop(client);
+    api_publish(&node, "log:a", 1).await;
+    let mut client = Client::attach(&node, Encoding::Json);
+    let mut request = ConnectRequest { token: "anna;subs=log:a,log:b".into(), ..ConnectRequest::default() };
+    for (channel, result) in &first.subs {
+        let since = SubscribeRequest {
+            recover: true,
+            offset: result.offset,
+            epoch: result.epoch.clone(),
+            ..SubscribeRequest::default()
+        };
+        request.subs.insert(channel.clone(), since);
+    }
+    let result = match client.call(Request::Connect(Box::new(request))).await.unwrap() {
+        ReplyResult::Connect(result) => result,
+        other => panic!("{other:?}"),
+    };
+    assert!(result.subs.values().all(|sub| sub.recovered));
+    assert_eq!(text(&result.subs["log:a"].publications[0]), "1");
+    assert!(result.subs["log:b"].publications.is_empty());
+    api_publish(&node, "log:b", 2).await;
+    let push = client.push().await;
+    assert_eq!(push.channel, "log:b");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_cannot_be_refuses_the_connect() {
+    let node = node(settings());
+    let mut client = Client::attach(&node, Encoding::Json);
+    let request = ConnectRequest { token: "anna;subs=nowhere:a".into(), ..ConnectRequest::default() };
+    assert_eq!(client.call(Request::Connect(Box::new(request))).await.unwrap_err().code, 102);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_subscribes_and_unsubscribes() {
+    let node = node(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    let (mut other, _) = Client::connect_as(&node, "bert").await;
+    api_publish(&node, "log:a", 0).await;
+    let data = Bytes::from_static(b"{\"hello\":1}");
+    let options = SubscribeOptions { data: data.clone(), ..SubscribeOptions::default() };
+    node.subscribe(user("anna"), "log:a", options).await.unwrap();
+    match client.push().await.event {
+        PushEvent::Subscribe(push) => assert!(push.recoverable && push.offset > 0 && push.data == data),
+        event => panic!("{event:?}"),
+    }
+    api_publish(&node, "log:a", 1).await;
+    assert_eq!(text(&client.publication().await), "1");
+    node.unsubscribe(user("anna"), "log:a", Unsubscribed::SERVER).await.unwrap();
+    match client.push().await.event {
+        PushEvent::Unsubscribe { code, .. } => assert_eq!(code, 2000),
+        event => panic!("{event:?}"),
+    }
+    api_publish(&node, "log:a", 2).await;
+    client.idle(1).await;
+    other.idle(1).await;
+    assert!(client.inbox.is_empty() && other.inbox.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_subscribes_with_recovery() {
+    let node = node(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    let first = api_publish(&node, "log:a", 1).await.position.unwrap();
+    api_publish(&node, "log:a", 2).await;
+    let since = Some((first.offset, first.epoch.as_str().to_owned()));
+    let options = SubscribeOptions { since, ..SubscribeOptions::default() };
+    node.subscribe(user("anna"), "log:a", options).await.unwrap();
+    assert!(matches!(client.push().await.event, PushEvent::Subscribe(push) if push.offset == first.offset));
+    assert_eq!(text(&client.publication().await), "2");
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_disconnects_with_a_whitelist() {
+    let node = node(settings());
+    let (mut gone, _) = Client::connect_as(&node, "anna").await;
+    let (mut kept, connected) = Client::connect_as(&node, "anna").await;
+    node.disconnect(user("anna"), Disconnect::FORCE_NO_RECONNECT, vec![connected.client]).await.unwrap();
+    assert_eq!(gone.close().await, Disconnect::FORCE_NO_RECONNECT);
+    kept.idle(1).await;
+    assert!(kept.closed.is_none());
+    assert!(node.disconnect(user(""), Disconnect::FORCE_NO_RECONNECT, vec![]).await.is_err());
+    assert!(node.disconnect(user("anna"), Disconnect::custom(1000, "no"), vec![]).await.is_err());
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_api_refreshes() {
+    let node = node(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    node.refresh(user("anna"), false, unix_now() + 100, None).await.unwrap();
+    match client.push().await.event {
+        PushEvent::Refresh { expires, ttl } => assert!(expires && ttl <= 100),
+        event => panic!("{event:?}"),
+    }
+    node.refresh(user("anna"), true, 0, None).await.unwrap();
+    assert_eq!(client.close().await, Disconnect::EXPIRED);
+}
+
+#[tokio::test(start_paused = true)]
+async fn shutdown_closes_everybody_with_a_code_that_brings_them_back() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    let stopping = {
+        let node = node.clone();
+        tokio::spawn(async move { node.shutdown(std::time::Duration::from_secs(5)).await })
+    };
+    assert_eq!(client.close().await, Disconnect::SHUTDOWN);
+    drop(client);
+    assert_eq!(stopping.await.unwrap(), 0);
+    assert!(!node.is_accepting());
+}
