@@ -107,6 +107,10 @@ impl Channel {
         state.joining += 1;
         let after = state.position.offset;
         state.recent.get_or_insert_with(|| Box::new(Recent { after, ..Recent::default() }));
+        if state.members.is_empty() {
+            // Most channels of many have one.
+            state.members.reserve_exact(1);
+        }
         state.members.push(Member { id, after: u64::MAX, outbox: Some(outbox), traits });
         self.metrics.subscriptions.inc();
         id

@@ -14,9 +14,11 @@ use crate::{Live, Log, ReadError};
 /// Locks that the map of channels is spread over.
 const SHARDS: usize = 64;
 
+type Shard = Mutex<HashMap<Arc<str>, Arc<Channel>, RandomState>>;
+
 /// All channels with a local subscriber.
 pub(crate) struct Hub {
-    shards: Vec<Mutex<HashMap<Arc<str>, Arc<Channel>, RandomState>>>,
+    shards: Vec<Shard>,
     hasher: RandomState,
     log: Arc<dyn Log>,
     metrics: Arc<Metrics>,
@@ -47,7 +49,7 @@ impl Hub {
         Self { shards, hasher, log, metrics }
     }
 
-    fn shard(&self, name: &str) -> &Mutex<HashMap<Arc<str>, Arc<Channel>, RandomState>> {
+    fn shard(&self, name: &str) -> &Shard {
         &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
     }
 

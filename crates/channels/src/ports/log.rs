@@ -121,8 +121,9 @@ pub enum AppendError {
 }
 
 /// Where a read starts, exclusive.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Since {
+    #[default]
     /// The oldest visible publication when reading forwards, the newest when reading backwards.
     End,
     /// Next to this position: after it when reading forwards, before it when reading backwards.
@@ -247,12 +248,6 @@ pub trait Log: Send + Sync + 'static {
     /// Hides everything that the channel holds now from later readers. The last position stays, live subscribers
     /// notice nothing. Resolves to the position up to which it is hidden.
     async fn remove(&self, channel: &str) -> Result<Position, AppendError>;
-}
-
-impl Default for Since {
-    fn default() -> Self {
-        Since::End
-    }
 }
 
 impl Tail {

@@ -22,7 +22,7 @@ use crate::{Compiled, ConnectionClaims, SubscribeOptions, TokenError};
 pub(super) struct Admitted {
     identity: Arc<Identity>,
     expire_at: u64,
-    established: Vec<Box<Established>>,
+    established: Vec<Established>,
     result: ConnectResult,
 }
 
@@ -175,7 +175,7 @@ async fn subscribe_all(
     settings: &Compiled,
     mut subscriptions: BTreeMap<String, SubscribeOptions>,
     mut positions: BTreeMap<String, SubscribeRequest>,
-) -> Result<Vec<Box<Established>>, Failure> {
+) -> Result<Vec<Established>, Failure> {
     if let Some(channel) = settings.personal_channel(&caller.identity.user) {
         subscriptions.entry(channel).or_default();
     }

@@ -113,7 +113,7 @@ pub(super) async fn establish(
     caller: Caller,
     plan: Plan,
     announce: impl Fn(&SubscribeResult) -> Result<Option<Bytes>, Failure>,
-) -> Result<Box<Established>, Failure> {
+) -> Result<Established, Failure> {
     let node = caller.node.clone();
     let terms = plan.terms();
     let (expires, ttl) = time_to_live(plan.expire_at)?;
@@ -156,7 +156,7 @@ pub(super) async fn establish(
         seat,
         catch_up: catch_up.map(|read| Box::new(CatchUp { read, deadline: Instant::now() + CATCH_UP_TIME })),
     };
-    Ok(Box::new(Established { subscription, result }))
+    Ok(Established { subscription, result })
 }
 
 /// A member that is not live yet.

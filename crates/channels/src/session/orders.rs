@@ -127,7 +127,8 @@ impl Session {
                     .map(Some)
                     .ok_or_else(|| Disconnect::INAPPROPRIATE_PROTOCOL.into())
             })
-            .await;
+            .await
+            .map(Box::new);
             Done::ServerSubscribed { channel, outcome }
         };
         flight.push(future.boxed());

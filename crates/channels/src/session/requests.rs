@@ -110,7 +110,7 @@ impl Session {
         flight.block(channel.clone());
         let chunk_bytes = settings.client.recovery_max_bytes;
         let future = async move {
-            let outcome = subscribe(id, request, resolved.namespace, chunk_bytes, caller).await;
+            let outcome = subscribe(id, request, resolved.namespace, chunk_bytes, caller).await.map(Box::new);
             Done::Subscribed { id, channel, outcome }
         };
         Ok(Started::Done(future.boxed()))
@@ -211,7 +211,7 @@ async fn subscribe(
     namespace: Arc<NamespaceOptions>,
     chunk_bytes: usize,
     caller: Caller,
-) -> Result<Box<Established>, Failure> {
+) -> Result<Established, Failure> {
     let claims = match request.token.as_str() {
         "" => SubscriptionClaims::default(),
         token => verify(&caller, &request.channel, token).await?,
@@ -314,7 +314,7 @@ fn publish(
         .subscriptions
         .get(&request.channel)
         .and_then(|subscription| subscription.info.as_deref().cloned())
-        .unwrap_or_else(Bytes::new);
+        .unwrap_or_default();
     let info = caller.identity.member(channel_info);
     let publish = Publish { channel: request.channel, data: request.data, ..Publish::default() };
     // Started here and not in the future, so that a client's publications keep their order.
