@@ -13,7 +13,7 @@ use plenum_telemetry::{ApiMethod, Label, ResultCode};
 use serde::de::DeserializeOwned;
 
 use crate::batch::BatchRequest;
-use crate::http_reply::{HttpReply, JSON, json, method_not_allowed, only_get, reply};
+use crate::http_reply::{HttpReply, JSON, json, method_not_allowed, reply, unless_get};
 use crate::methods::{Call, Calls};
 use crate::request::*;
 use crate::response::Response;
@@ -78,7 +78,7 @@ impl Api {
         let (head, body) = request.into_parts();
         let name = head.uri.path().strip_prefix(&self.config.prefix).unwrap_or_default().strip_prefix('/');
         if name == Some("openapi.json") {
-            return only_get(&head.method).map_or_else(|refused| refused, |()| self.openapi());
+            return unless_get(&head.method).unwrap_or_else(|| self.openapi());
         }
         if !self.config.insecure && !self.config.keys.admit(&head.headers, head.uri.query()) {
             self.calls.metrics.api_unauthorized.inc();
@@ -152,8 +152,8 @@ impl Api {
     }
 
     async fn one<C: Call + DeserializeOwned>(&self, body: &[u8], mode: ErrorMode) -> HttpReply {
-        let request = match serde_json::from_slice::<C>(body) {
-            Ok(request) => request,
+        let request = match serde_json::from_slice::<Object<C>>(body) {
+            Ok(request) => request.0,
             Err(error) => {
                 self.calls.metrics.api_requests(C::METHOD, ResultCode::new(ErrorCode::BAD_REQUEST.code)).inc();
                 return malformed(error);
@@ -168,9 +168,9 @@ impl Api {
     /// A batch that is refused as a whole has no reply to put its error into, so the status says it in either mode.
     async fn batch(&self, body: &[u8]) -> HttpReply {
         let started = Instant::now();
-        let (code, reply) = match serde_json::from_slice::<BatchRequest>(body) {
+        let (code, reply) = match serde_json::from_slice::<Object<BatchRequest>>(body) {
             Err(error) => (ErrorCode::BAD_REQUEST.code, malformed(error)),
-            Ok(batch) => match batch.replies(&self.calls).await {
+            Ok(Object(batch)) => match batch.replies(&self.calls).await {
                 Ok(result) => (0, json(StatusCode::OK, &result)),
                 Err(error) => (error.code, json(error.status(), &error)),
             },
@@ -200,10 +200,10 @@ fn unauthorized() -> HttpReply {
 
 fn unknown_method(name: Option<&str>) -> HttpReply {
     let methods: Vec<_> = ApiMethod::ALL.iter().map(|method| method.name()).collect();
-    let details = format!(
-        "{:?} is not a method; allowed: {}",
-        name.unwrap_or_default().chars().take(80).collect::<String>(),
-        methods.join(", ")
-    );
+    let what = match name {
+        None | Some("") => "the path names no method".to_owned(),
+        Some(name) => format!("{:?} is not a method", name.chars().take(80).collect::<String>()),
+    };
+    let details = format!("{what}; allowed: {}", methods.join(", "));
     json(StatusCode::NOT_FOUND, &ApiError::new(ErrorCode::METHOD_NOT_FOUND, details))
 }

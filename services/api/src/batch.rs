@@ -26,6 +26,7 @@ const MAX_PARALLEL: usize = 1024;
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct BatchRequest {
     /// At most 10,000; a broadcast counts once per channel.
+    #[serde(deserialize_with = "objects")]
     #[schemars(required, length(max = 10000))]
     pub commands: Option<Vec<Command>>,
     /// Do not wait for a command before beginning the next. Publications to one channel keep their order all the same.
@@ -38,7 +39,11 @@ macro_rules! commands {
         #[derive(Debug, Default, Deserialize, JsonSchema)]
         #[schemars(extend("minProperties" = 1))]
         pub struct Command {
-            $(#[doc = concat!("`", stringify!($name), "`")] pub $name: Option<$request>,)*
+            $(
+                #[doc = concat!("`", stringify!($name), "`")]
+                #[serde(default, deserialize_with = "object")]
+                pub $name: Option<$request>,
+            )*
         }
 
         /// The answer to one command: the result under the name of its method, or `error`.

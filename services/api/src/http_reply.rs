@@ -44,10 +44,10 @@ pub(crate) fn method_not_allowed(allowed: &'static str, method: &Method) -> Http
     reply
 }
 
-/// `Ok` for GET, and HEAD where the server leaves the body out.
-pub(crate) fn only_get(method: &Method) -> Result<(), HttpReply> {
+/// Refuses everything but GET, and HEAD where the server leaves the body out.
+pub(crate) fn unless_get(method: &Method) -> Option<HttpReply> {
     match *method {
-        Method::GET | Method::HEAD => Ok(()),
-        _ => Err(method_not_allowed("GET, HEAD", method)),
+        Method::GET | Method::HEAD => None,
+        _ => Some(method_not_allowed("GET, HEAD", method)),
     }
 }

@@ -210,6 +210,7 @@ mod tests {
         assert_eq!(schemas["PublishRequest"]["properties"]["channel"]["type"], "string");
         assert_eq!(schemas["PublishRequest"]["properties"]["channel"]["maxLength"], 255);
         assert_eq!(schemas["DisconnectRequest"]["required"], json!(["user"]));
+        assert_eq!(schemas["BatchRequest"]["required"], json!(["commands"]));
         assert_eq!(schemas["Disconnect"]["properties"]["code"]["minimum"], 3000);
     }
 }

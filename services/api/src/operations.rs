@@ -10,7 +10,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use crate::canary::{Beat, Canary};
-use crate::http_reply::{HttpReply, TEXT, json, only_get, reply};
+use crate::http_reply::{HttpReply, TEXT, json, reply, unless_get};
 
 /// Prometheus' text exposition format.
 const EXPOSITION: HeaderValue = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
@@ -91,7 +91,7 @@ impl Operations {
 
     /// Answers one request.
     pub async fn route<B>(&self, request: Request<B>) -> HttpReply {
-        if let Err(refused) = only_get(request.method()) {
+        if let Some(refused) = unless_get(request.method()) {
             return refused;
         }
         match self.question(request.uri().path()) {

@@ -3,7 +3,7 @@
 use http::header::{CACHE_CONTROL, CONTENT_TYPE, HeaderName};
 use http::{HeaderValue, Request, StatusCode};
 
-use crate::http_reply::{HttpReply, TEXT, only_get, reply};
+use crate::http_reply::{HttpReply, TEXT, reply, unless_get};
 
 const HTML: &str = "text/html; charset=utf-8";
 const SCRIPT: &str = "text/javascript; charset=utf-8";
@@ -34,7 +34,7 @@ impl Page {
 
     /// Answers one request.
     pub fn route<B>(&self, request: &Request<B>) -> HttpReply {
-        if let Err(refused) = only_get(request.method()) {
+        if let Some(refused) = unless_get(request.method()) {
             return refused;
         }
         let Some((_, content_type, text)) = file(request.uri().path()) else {

@@ -4,8 +4,12 @@
 //! error of the method. Unknown fields are ignored, as published. `null` means absent, except for `data`.
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::marker::PhantomData;
 
 use schemars::JsonSchema;
+use serde::de::value::MapAccessDeserializer;
+use serde::de::{MapAccess, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -15,6 +19,44 @@ pub(crate) type Json = Box<RawValue>;
 /// Keeps `null` as a payload, where an `Option` would take it for absent.
 fn with_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
     Json::deserialize(deserializer).map(Some)
+}
+
+/// A JSON object; the derived decoders alone would take an array of a struct's fields for the struct as well.
+pub(crate) struct Object<T>(pub T);
+
+impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Fields<T>(PhantomData<T>);
+
+        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
+            type Value = T;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("an object")
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
+                T::deserialize(MapAccessDeserializer::new(fields))
+            }
+        }
+
+        deserializer.deserialize_map(Fields(PhantomData)).map(Object)
+    }
+}
+
+/// For fields that hold an object, or nothing.
+pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
+}
+
+/// For fields that hold objects, or nothing.
+pub(crate) fn objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
+where
+    D: Deserializer<'de>,
+    T: Deserialize<'de>,
+{
+    let objects = Option::<Vec<Object<T>>>::deserialize(deserializer)?;
+    Ok(objects.map(|objects| objects.into_iter().map(|object| object.0).collect()))
 }
 
 /// Publishes into one channel.
@@ -110,9 +152,10 @@ pub struct SubscribeRequest {
     #[schemars(extend("pattern" = BASE64, "contentEncoding" = "base64"))]
     pub b64data: Option<String>,
     /// Deliver what was published after this position.
+    #[serde(default, deserialize_with = "object")]
     pub recover_since: Option<StreamPosition>,
     /// Options of the namespace that this subscription has otherwise.
-    #[serde(rename = "override")]
+    #[serde(rename = "override", default, deserialize_with = "object")]
     pub overrides: Option<SubscribeOverride>,
 }
 
@@ -120,14 +163,19 @@ pub struct SubscribeRequest {
 #[derive(Clone, Copy, Debug, Default, Deserialize, JsonSchema)]
 pub struct SubscribeOverride {
     /// Show the subscriber in presence.
+    #[serde(default, deserialize_with = "object")]
     pub presence: Option<BoolValue>,
     /// Announce joining and leaving.
+    #[serde(default, deserialize_with = "object")]
     pub join_leave: Option<BoolValue>,
     /// Send joins and leaves without being asked.
+    #[serde(default, deserialize_with = "object")]
     pub force_push_join_leave: Option<BoolValue>,
     /// Watch the position.
+    #[serde(default, deserialize_with = "object")]
     pub force_positioning: Option<BoolValue>,
     /// Recover after a lost connection.
+    #[serde(default, deserialize_with = "object")]
     pub force_recovery: Option<BoolValue>,
 }
 
@@ -179,6 +227,7 @@ pub struct DisconnectRequest {
     #[schemars(length(max = 10000))]
     pub whitelist: Option<Vec<String>>,
     /// Code and reason; 3503 `force disconnect` (the client stays away) when absent.
+    #[serde(default, deserialize_with = "object")]
     pub disconnect: Option<DisconnectSpec>,
 }
 
@@ -245,6 +294,7 @@ pub struct HistoryRequest {
     #[schemars(range(min = -2147483648, max = 2147483647))]
     pub limit: Option<i32>,
     /// Only what lies after this position (before it, when `reverse`).
+    #[serde(default, deserialize_with = "object")]
     pub since: Option<StreamPosition>,
     /// Newest first.
     pub reverse: Option<bool>,

@@ -1,0 +1,11 @@
+//! The API on a real node with the in-process log, presence and control.
+
+#![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping")]
+
+mod batch;
+mod client;
+mod fixture;
+mod health;
+mod methods;
+mod orders;
+mod server;
