@@ -1,1 +1,57 @@
-//! Conformance.
+//! One conformance suite per port, for every implementation of it.
+//!
+//! A test of an implementation calls a suite with a function that makes replicas on a fresh broker or store. Cases
+//! wait by polling with a deadline; where time itself matters they ask the fixture to let it pass, which is cheap for
+//! an implementation under paused time and a real wait for others. A failed case panics; its name stands on the
+//! standard error stream before.
+
+use std::any::Any;
+use std::time::Duration;
+
+use futures_util::future::BoxFuture;
+
+mod control;
+mod log;
+mod presence;
+mod recorder;
+
+pub use control::control_suite;
+pub use log::{append_suite, live_suite, log_suite, read_suite};
+pub use presence::presence_suite;
+pub use recorder::Recorder;
+
+/// How long a case waits for what must happen.
+const PATIENCE: Duration = Duration::from_secs(20);
+
+/// Replicas on one fresh broker or store that nothing else uses.
+pub struct Fixture<P: ?Sized> {
+    /// As many as asked for.
+    pub replicas: Vec<std::sync::Arc<P>>,
+    /// Lets this much time pass, as the implementation sees it.
+    pub advance: Box<dyn Fn(Duration) -> BoxFuture<'static, ()> + Send + Sync>,
+    /// Whatever must live as long as the replicas.
+    pub guard: Box<dyn Any + Send + Sync>,
+}
+
+impl<P: ?Sized> Fixture<P> {
+    /// Replicas for which time passes as tokio has it: at once in a test with paused time.
+    pub fn with_tokio_time(replicas: Vec<std::sync::Arc<P>>) -> Self {
+        let advance = |by| -> BoxFuture<'static, ()> { Box::pin(tokio::time::sleep(by)) };
+        Self { replicas, advance: Box::new(advance), guard: Box::new(()) }
+    }
+
+    async fn let_pass(&self, by: Duration) {
+        (self.advance)(by).await;
+    }
+}
+
+/// Runs cases one after the other, each on a fixture of its own.
+macro_rules! run_cases {
+    ($port:literal, $make:expr, $($case:path => $replicas:literal),+ $(,)?) => {
+        $(
+            eprintln!("conformance of {}: {}", $port, stringify!($case));
+            $case(&$make($replicas).await).await;
+        )+
+    };
+}
+use run_cases;

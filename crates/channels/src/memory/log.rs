@@ -24,10 +24,13 @@ pub struct MemoryConfig {
     pub max_bytes: usize,
     /// Largest payload in bytes; beyond it an append fails as too large.
     pub max_payload_bytes: usize,
-    /// Live events that wait for delivery, per shard. When it is full, appends wait in line, at most as many again.
+    /// Live events that wait for delivery, per shard; at least one. When it is full, appends wait in line.
     pub queue_events: usize,
-    /// Bytes of the live events that wait for delivery, per shard; at least one event is let in.
+    /// Bytes of the live events that wait for delivery, per shard (at least one event is let in); as many again may
+    /// wait in line.
     pub queue_bytes: usize,
+    /// Appends that wait in line, per shard; beyond it an append fails as unavailable at once.
+    pub waiting_appends: usize,
     /// How long an append waits in line before it fails as unavailable.
     pub append_wait: Duration,
     /// How long an idempotency key is remembered.
@@ -44,6 +47,7 @@ impl Default for MemoryConfig {
             max_payload_bytes: 1 << 20,
             queue_events: 16_384,
             queue_bytes: 64 << 20,
+            waiting_appends: 16_384,
             append_wait: Duration::from_secs(5),
             idempotency_window: Duration::from_secs(300),
             idempotency_keys: 1 << 18,
@@ -70,6 +74,7 @@ impl MemoryBroker {
         let limits = QueueLimits {
             events: config.queue_events.max(1),
             bytes: config.queue_bytes.max(1),
+            waiting: config.waiting_appends,
             wait: config.append_wait,
         };
         let window_ms = config.idempotency_window.as_millis() as u64;

@@ -21,11 +21,12 @@ pub(super) struct Room {
     leases: Vec<(LeaseId, u32)>,
 }
 
+type Owned = (LeaseId, Arc<ClientInfo>);
+
 struct Member {
-    shown: (LeaseId, Arc<ClientInfo>),
+    shown: Owned,
     /// Entries of other leases for the same client, oldest first; hardly ever any.
-    #[allow(clippy::box_collection)]
-    behind: Option<Box<Vec<(LeaseId, Arc<ClientInfo>)>>>,
+    behind: Vec<Owned>,
 }
 
 impl Room {
@@ -36,13 +37,13 @@ impl Room {
         let hash = hasher.hash_one(&info.client);
         match self.members.find_mut(hash, |member| member.shown.1.client == info.client) {
             None => {
-                let member = Member { shown: (lease, info), behind: None };
+                let member = Member { shown: (lease, info), behind: Vec::new() };
                 self.members.insert_unique(hash, member, |member| hasher.hash_one(&member.shown.1.client));
             }
             Some(member) => {
                 let before = std::mem::replace(&mut member.shown, (lease, info));
                 let user = before.1.clone();
-                member.behind.get_or_insert_default().push(before);
+                member.behind.push(before);
                 self.uncount_user(hasher, &user);
             }
         }
@@ -53,16 +54,15 @@ impl Room {
         let Ok(mut found) = self.members.find_entry(hash, |member| member.shown.1.client == client) else { return };
         let member = found.get_mut();
         if member.shown.0 != lease {
-            let Some(behind) = &mut member.behind else { return };
-            let before = behind.len();
-            behind.retain(|(owner, _)| *owner != lease);
-            if behind.len() < before {
+            let before = member.behind.len();
+            member.behind.retain(|(owner, _)| *owner != lease);
+            if member.behind.len() < before {
                 self.uncount_lease(lease);
             }
             return;
         }
         let gone = member.shown.1.clone();
-        match member.behind.as_mut().and_then(|behind| behind.pop()) {
+        match member.behind.pop() {
             Some(next) => {
                 member.shown = next.clone();
                 self.count_user(hasher, &next.1);
@@ -76,9 +76,7 @@ impl Room {
     /// Removes the entries of leases that are over; costs nothing when there are none.
     pub fn sweep(&mut self, hasher: &RandomState, alive: impl Fn(LeaseId) -> bool) {
         while let Some(&(lease, _)) = self.leases.iter().find(|(lease, _)| !alive(*lease)) {
-            let owned = |member: &&Member| {
-                member.shown.0 == lease || member.behind.iter().flat_map(|behind| behind.iter()).any(|it| it.0 == lease)
-            };
+            let owned = |member: &&Member| member.shown.0 == lease || member.behind.iter().any(|it| it.0 == lease);
             let clients: Vec<_> = self.members.iter().filter(owned).map(|member| member.shown.1.clone()).collect();
             for info in clients {
                 self.leave(hasher, lease, &info.client);

@@ -23,6 +23,7 @@ const SWEEP_CHANNELS: usize = 512;
 pub(super) struct QueueLimits {
     pub events: usize,
     pub bytes: usize,
+    pub waiting: usize,
     pub wait: Duration,
 }
 
@@ -88,7 +89,7 @@ struct Waiting {
 
 /// What goes through the queue of live events.
 pub(super) enum Operation {
-    Append(Append, oneshot::Sender<Result<Appended, AppendError>>),
+    Append(Box<Append>, oneshot::Sender<Result<Appended, AppendError>>),
     Announce(Arc<str>, Arc<Announcement>, oneshot::Sender<Result<(), AppendError>>),
 }
 
@@ -164,7 +165,7 @@ impl Shard {
         }
         let bytes = cost(&append.publication);
         let (done, result) = oneshot::channel();
-        self.enqueue(state, hash, bytes, Operation::Append(append, done), result)
+        self.enqueue(state, hash, bytes, Operation::Append(Box::new(append), done), result)
     }
 
     /// Announces now, or takes a place in the line when the queue of live events is full.
@@ -189,7 +190,7 @@ impl Shard {
         operation: Operation,
         result: oneshot::Receiver<Result<T, AppendError>>,
     ) -> Entered<T> {
-        if state.waiting.len() >= self.limits.events || state.waiting_bytes >= self.limits.bytes {
+        if state.waiting.len() >= self.limits.waiting || state.waiting_bytes >= self.limits.bytes {
             return Entered::Done(Err(behind()));
         }
         let (number, deadline) = (state.next_ticket, Instant::now() + self.limits.wait);
@@ -329,7 +330,7 @@ impl State {
             }
             // Nobody may be listening any more: the operation proceeds all the same.
             match waiting.operation {
-                Operation::Append(append, done) => drop(done.send(self.append(waiting.hash, append, now))),
+                Operation::Append(append, done) => drop(done.send(self.append(waiting.hash, *append, now))),
                 Operation::Announce(channel, announcement, done) => {
                     self.announce(waiting.hash, &channel, announcement);
                     drop(done.send(Ok(())));

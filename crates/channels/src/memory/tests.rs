@@ -1,1 +1,59 @@
+//! The in-process implementations pass the suites; and what only they promise.
 
+use std::sync::Arc;
+
+use crate::conformance::{self, Fixture};
+use crate::{Control, Log, Presence};
+
+use super::{ControlBus, MemoryBroker, MemoryConfig, PresenceStore};
+
+async fn logs(replicas: usize) -> Fixture<dyn Log> {
+    let broker = MemoryBroker::new(MemoryConfig::default());
+    Fixture::with_tokio_time((0..replicas).map(|_| broker.replica() as Arc<dyn Log>).collect())
+}
+
+/// One shard with room for two live events: everything waits in line all the time.
+async fn cramped_logs(replicas: usize) -> Fixture<dyn Log> {
+    let broker = MemoryBroker::new(MemoryConfig { shards: 1, queue_events: 2, ..MemoryConfig::default() });
+    Fixture::with_tokio_time((0..replicas).map(|_| broker.replica() as Arc<dyn Log>).collect())
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_conforms() {
+    conformance::log_suite(logs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_log_conforms_on_several_threads() {
+    conformance::append_suite(logs).await;
+    conformance::live_suite(logs).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_log_conforms_while_appends_wait_in_line() {
+    conformance::log_suite(cramped_logs).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn the_log_conforms_on_several_threads_while_appends_wait_in_line() {
+    conformance::live_suite(cramped_logs).await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn presence_conforms() {
+    conformance::presence_suite(async |replicas| {
+        let store = PresenceStore::new();
+        let replica = |n: usize| store.replica(&n.to_string()) as Arc<dyn Presence>;
+        Fixture::with_tokio_time((0..replicas).map(replica).collect())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn control_conforms() {
+    conformance::control_suite(async |replicas| {
+        let bus = ControlBus::new();
+        Fixture::with_tokio_time((0..replicas).map(|_| bus.side() as Arc<dyn Control>).collect())
+    })
+    .await;
+}

@@ -1,0 +1,151 @@
+//! Conformance of [`Presence`].
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use plenum_protocol::ClientInfo;
+
+use super::{Fixture, run_cases};
+use crate::{Lease, Presence, PresenceStats};
+
+/// All cases of the port [`Presence`].
+pub async fn presence_suite(make: impl AsyncFn(usize) -> Fixture<dyn Presence>) {
+    run_cases!("presence", make,
+        members_come_and_go => 2,
+        joining_again_replaces_the_information => 2,
+        a_client_on_two_replicas_counts_once => 2,
+        channels_are_kept_apart => 1,
+        a_renewed_lease_keeps_its_members => 2,
+        a_lapsed_replica_does_not_count => 2,
+        a_replica_that_resigned_does_not_count => 2,
+    );
+}
+
+fn info(client: &str, user: &str) -> Arc<ClientInfo> {
+    Arc::new(ClientInfo { client: client.into(), user: user.into(), ..ClientInfo::default() })
+}
+
+async fn clients(presence: &Arc<dyn Presence>, channel: &str) -> Vec<String> {
+    let members = presence.members(channel).await.expect("presence answers");
+    let mut clients: Vec<String> = members.iter().map(|info| format!("{}/{}", info.client, info.user)).collect();
+    clients.sort_unstable();
+    clients
+}
+
+async fn stats(presence: &Arc<dyn Presence>, channel: &str) -> (u32, u32) {
+    let PresenceStats { clients, users } = presence.stats(channel).await.expect("presence answers");
+    (clients, users)
+}
+
+/// Members and counts are the same on every replica, after each join and leave.
+async fn members_come_and_go(fixture: &Fixture<dyn Presence>) {
+    let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
+    assert_eq!((clients(one, "c").await, stats(one, "c").await), (vec![], (0, 0)));
+    one.join("c", info("1", "ann")).await.unwrap();
+    one.join("c", info("2", "bob")).await.unwrap();
+    other.join("c", info("3", "ann")).await.unwrap();
+    other.join("c", info("4", "")).await.unwrap();
+    for replica in [one, other] {
+        assert_eq!(clients(replica, "c").await, ["1/ann", "2/bob", "3/ann", "4/"]);
+        assert_eq!(stats(replica, "c").await, (4, 3));
+    }
+    one.leave("c", "2").await.unwrap();
+    other.leave("c", "3").await.unwrap();
+    other.leave("c", "3").await.unwrap();
+    other.leave("c", "1").await.unwrap();
+    for replica in [one, other] {
+        assert_eq!(clients(replica, "c").await, ["1/ann", "4/"], "a leave removes what its own replica joined");
+        assert_eq!(stats(replica, "c").await, (2, 2));
+    }
+    one.leave("c", "1").await.unwrap();
+    other.leave("c", "4").await.unwrap();
+    assert_eq!((clients(one, "c").await, stats(other, "c").await), (vec![], (0, 0)));
+}
+
+/// "Joining again replaces its information", the user included.
+async fn joining_again_replaces_the_information(fixture: &Fixture<dyn Presence>) {
+    let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
+    one.join("c", info("1", "ann")).await.unwrap();
+    let renewed = ClientInfo { chan_info: "{}".into(), ..(*info("1", "bob")).clone() };
+    one.join("c", Arc::new(renewed.clone())).await.unwrap();
+    let members = other.members("c").await.unwrap();
+    assert_eq!(members.iter().map(|member| (**member).clone()).collect::<Vec<_>>(), [renewed]);
+    assert_eq!(stats(other, "c").await, (1, 1));
+    one.leave("c", "1").await.unwrap();
+    assert_eq!(stats(other, "c").await, (0, 0));
+}
+
+/// "An entry that another replica made for the same client id stays": a client that moved is present all the time.
+async fn a_client_on_two_replicas_counts_once(fixture: &Fixture<dyn Presence>) {
+    let [old, new] = [&fixture.replicas[0], &fixture.replicas[1]];
+    old.join("c", info("1", "ann")).await.unwrap();
+    new.join("c", info("1", "ann")).await.unwrap();
+    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec!["1/ann".to_owned()], (1, 1)));
+    old.leave("c", "1").await.unwrap();
+    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec!["1/ann".to_owned()], (1, 1)));
+    old.leave("c", "1").await.unwrap();
+    assert_eq!(stats(old, "c").await, (1, 1));
+    new.leave("c", "1").await.unwrap();
+    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec![], (0, 0)));
+}
+
+/// No name is another's pattern or encoding.
+async fn channels_are_kept_apart(fixture: &Fixture<dyn Presence>) {
+    let presence = &fixture.replicas[0];
+    let long = "x".repeat(crate::MAX_CHANNEL_BYTES);
+    let names =
+        ["a", "A", "a b", "a.b", "*", ">", "{a}", "b{a}", "a}", "\0", "日本語", "a:1", "a%3A1", &long, &long[1..]];
+    for name in names {
+        presence.join(name, info("1", name)).await.unwrap();
+    }
+    for name in names {
+        assert_eq!(clients(presence, name).await, [format!("1/{name}")]);
+    }
+}
+
+/// "While it renews at least each second its entries count."
+async fn a_renewed_lease_keeps_its_members(fixture: &Fixture<dyn Presence>) {
+    let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
+    assert_eq!(one.renew().await, Ok(Lease::Held), "the first renewal begins the lease");
+    one.join("c", info("1", "ann")).await.unwrap();
+    for second in 0..8 {
+        fixture.let_pass(Duration::from_millis(900)).await;
+        assert_eq!(one.renew().await, Ok(Lease::Held), "second {second}");
+        assert_eq!(stats(other, "c").await, (1, 1), "second {second}");
+    }
+}
+
+/// 5 s after its last renewal a replica's entries count for no reader, and never again before they are joined anew.
+async fn a_lapsed_replica_does_not_count(fixture: &Fixture<dyn Presence>) {
+    let [gone, reader] = [&fixture.replicas[0], &fixture.replicas[1]];
+    for replica in [gone, reader] {
+        replica.renew().await.unwrap();
+    }
+    gone.join("c", info("1", "ann")).await.unwrap();
+    gone.join("c", info("2", "bob")).await.unwrap();
+    reader.join("c", info("2", "bob")).await.unwrap();
+    gone.join("unwatched", info("1", "ann")).await.unwrap();
+    for _ in 0..5 {
+        fixture.let_pass(Duration::from_secs(1)).await;
+        assert_eq!(reader.renew().await, Ok(Lease::Held));
+    }
+    assert_eq!((clients(reader, "c").await, stats(reader, "c").await), (vec!["2/bob".to_owned()], (1, 1)));
+    assert_eq!(stats(reader, "unwatched").await, (0, 0));
+    assert_eq!(gone.renew().await, Ok(Lease::Lapsed));
+    assert_eq!(stats(reader, "c").await, (1, 1), "what lapsed does not come back");
+    assert_eq!(stats(gone, "unwatched").await, (0, 0));
+    gone.join("c", info("1", "ann")).await.unwrap();
+    assert_eq!(gone.renew().await, Ok(Lease::Held));
+    assert_eq!((clients(reader, "c").await, stats(gone, "c").await), (vec!["1/ann".into(), "2/bob".into()], (2, 2)));
+}
+
+/// "All entries of this replica stop counting at once", and no others.
+async fn a_replica_that_resigned_does_not_count(fixture: &Fixture<dyn Presence>) {
+    let [gone, reader] = [&fixture.replicas[0], &fixture.replicas[1]];
+    gone.join("c", info("1", "ann")).await.unwrap();
+    gone.join("c", info("2", "ann")).await.unwrap();
+    reader.join("c", info("3", "bob")).await.unwrap();
+    gone.resign().await.unwrap();
+    assert_eq!((clients(reader, "c").await, stats(reader, "c").await), (vec!["3/bob".to_owned()], (1, 1)));
+    assert_eq!(stats(gone, "c").await, (1, 1));
+}
