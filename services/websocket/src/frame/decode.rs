@@ -66,6 +66,11 @@ impl Decoder {
         }
     }
 
+    #[cfg(test)]
+    pub(super) fn holds_memory(&self) -> bool {
+        self.partial.is_some()
+    }
+
     /// Nothing is under way: a whole message is handed out without a copy.
     fn fresh<'a>(&mut self, input: &'a mut [u8]) -> Result<(usize, Option<Event<'a>>), FrameError> {
         if let Some((frame, start)) = parse_header(input)? {

@@ -3,9 +3,8 @@
 mod decode;
 mod encode;
 mod mask;
-
 #[cfg(test)]
-mod fuzz;
+mod tests;
 
 use std::borrow::Cow;
 
