@@ -19,6 +19,11 @@ const MAX_RECENT: usize = 1024;
 /// Payload bytes kept for them.
 const MAX_RECENT_BYTES: usize = 1024 * 1024;
 
+/// [`Member::after`] of a member that is not live yet.
+const JOINING: u64 = u64::MAX;
+/// [`Member::after`] of a member for which publications were lost.
+const LOST: u64 = u64::MAX - 1;
+
 /// A channel with at least one local subscriber, present or joining.
 pub(crate) struct Channel {
     pub(crate) name: Arc<str>,
@@ -55,7 +60,7 @@ struct Recent {
 /// One subscription as the channel sees it; sorted by `id`.
 struct Member {
     id: u64,
-    /// Publications up to this offset are not for this member; `u64::MAX` while it is joining.
+    /// Publications up to this offset are not for this member; also [`JOINING`] and [`LOST`].
     after: u64,
     /// `None` once it left; swept when half of the members are gone.
     outbox: Option<Arc<Outbox>>,
@@ -111,7 +116,7 @@ impl Channel {
             // Most channels of many have one.
             state.members.reserve_exact(1);
         }
-        state.members.push(Member { id, after: u64::MAX, outbox: Some(outbox), traits });
+        state.members.push(Member { id, after: JOINING, outbox: Some(outbox), traits });
         self.metrics.subscriptions.inc();
         id
     }
@@ -159,6 +164,13 @@ impl Channel {
         GoLive::Done
     }
 
+    /// Whether publications were lost for a member that relies on positions: it gets nothing any more.
+    pub(crate) fn is_lost(&self, member: u64) -> bool {
+        let state = self.state.lock();
+        let index = state.members.binary_search_by_key(&member, |m| m.id);
+        index.is_ok_and(|index| state.members[index].after == LOST)
+    }
+
     /// Removes a member, joining or live.
     pub(crate) fn leave(&self, member: u64) {
         let mut state = self.state.lock();
@@ -204,7 +216,7 @@ impl Channel {
         let mut delivered = 0;
         for member in &mut state.members {
             let Some(outbox) = &member.outbox else { continue };
-            if member.after == u64::MAX {
+            if member.after == JOINING {
                 continue;
             }
             let encoding = outbox.encoding();
@@ -232,12 +244,12 @@ impl Channel {
             **recent = Recent { after: position.offset, ..Recent::default() };
         }
         for member in &mut state.members {
-            if member.after == u64::MAX || !member.traits.positioned {
-                member.after = if member.after == u64::MAX { u64::MAX } else { 0 };
+            if member.after == JOINING || !member.traits.positioned {
+                member.after = if member.after == JOINING { JOINING } else { 0 };
                 continue;
             }
             // Nothing more reaches it; its session says so to the client and removes it.
-            member.after = u64::MAX - 1;
+            member.after = LOST;
             if let Some(outbox) = &member.outbox {
                 outbox.mail(Mail::Lost { channel: self.name.clone(), member: member.id });
             }
@@ -271,7 +283,7 @@ impl State {
         if member.outbox.take().is_none() {
             return;
         }
-        let joining = member.after == u64::MAX;
+        let joining = member.after == JOINING;
         self.gone += 1;
         if joining {
             self.end_joining();

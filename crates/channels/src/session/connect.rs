@@ -74,16 +74,15 @@ impl Session {
             return self.close(Disconnect::INAPPROPRIATE_PROTOCOL);
         };
         self.count(Method::Connect, 0);
-        let mut connected = Connected {
+        self.phase = Phase::Connected(Box::new(Connected {
             identity: admitted.identity,
             subscriptions: super::Subscriptions::default(),
             expire_at: admitted.expire_at,
-        };
-        for established in admitted.established {
-            connected.subscriptions.insert(established.subscription);
-        }
-        self.phase = Phase::Connected(Box::new(connected));
+        }));
         self.outbox.open(frame);
+        for established in admitted.established {
+            self.adopt(established.subscription);
+        }
         self.start_beat();
     }
 

@@ -11,7 +11,7 @@ use plenum_telemetry::Recovery;
 use super::connect::server_plan;
 use super::establish::{CatchUpOutcome, Established, catch_up, establish};
 use super::flight::Done;
-use super::{Caller, Identity, Phase, Session, frame};
+use super::{Caller, Identity, Phase, Session, Subscription, frame};
 use crate::error::Failure;
 use crate::outbox::Mail;
 use crate::{Order, Outbox, SubscribeOptions};
@@ -138,17 +138,27 @@ impl Session {
         if let Some(flight) = &mut self.flight {
             flight.unblock(channel);
         }
-        match (outcome, &mut self.phase) {
-            (Ok(established), Phase::Connected(connected)) => {
-                connected.subscriptions.insert(established.subscription);
-                self.schedule();
-            }
-            (Err(Failure::Disconnect(disconnect)), _) => self.close(disconnect),
-            (Err(Failure::Error(error)), _) => {
+        match outcome {
+            Ok(established) => self.adopt(established.subscription),
+            Err(Failure::Disconnect(disconnect)) => self.close(disconnect),
+            Err(Failure::Error(error)) => {
                 tracing::warn!(client = %self.client, code = error.code, "a server-side subscription failed");
             }
-            (Ok(_), _) => {}
         }
+    }
+
+    /// Takes up a subscription that was made.
+    pub(super) fn adopt(&mut self, subscription: Subscription) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        let membership = &subscription.membership;
+        // Mail about a loss that came before this found no subscription.
+        let lost = membership.lease.channel().is_lost(membership.member);
+        let channel = subscription.channel().clone();
+        connected.subscriptions.insert(subscription);
+        if lost {
+            self.end_insufficient(&channel);
+        }
+        self.schedule();
     }
 
     fn refresh_by_server(&mut self, expired: bool, expire_at: u64, info: Option<&[u8]>) {

@@ -3,7 +3,6 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use plenum_protocol::codes::ErrorCode;
@@ -124,10 +123,7 @@ impl Session {
             // The reply was queued when the subscription went live.
             Ok(established) => {
                 self.count(Method::Subscribe, 0);
-                if let Phase::Connected(connected) = &mut self.phase {
-                    connected.subscriptions.insert(established.subscription);
-                }
-                self.schedule();
+                self.adopt(established.subscription);
             }
             Err(failure) => self.reply(id, Method::Subscribe, Err(failure)),
         }

@@ -3,6 +3,7 @@
 mod bounds;
 mod commands;
 mod joining;
+mod lost;
 mod recovery;
 mod server_side;
 
