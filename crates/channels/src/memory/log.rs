@@ -99,6 +99,13 @@ impl MemoryBroker {
         Arc::new(MemoryLog { broker: self.clone(), replica })
     }
 
+    /// Channels with a record, entries, bytes counted against the bound.
+    #[cfg(test)]
+    pub(super) fn counts(&self) -> (usize, usize, usize) {
+        let counts = self.shards.iter().map(|shard| shard.with(|store, _| store.counts()));
+        counts.fold((0, 0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1, sum.2 + one.2))
+    }
+
     fn shard(&self, channel: &str) -> (&Arc<Shard>, u64) {
         let hash = self.hasher.hash_one(channel);
         (&self.shards[(hash >> 32) as u32 as usize % self.shards.len()], hash)

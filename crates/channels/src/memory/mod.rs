@@ -11,6 +11,8 @@ mod slab;
 mod store;
 
 #[cfg(test)]
+mod bounds_tests;
+#[cfg(test)]
 mod model_tests;
 #[cfg(test)]
 mod tests;

@@ -522,3 +522,15 @@ pub(super) fn cost(publication: &Publication) -> usize {
         .map_or(0, |info| info.user.len() + info.client.len() + info.conn_info.len() + info.chan_info.len());
     ENTRY_BYTES + publication.data.len() + tags + info
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_channel_with_one_subscription_costs_little() {
+        // Record, subscription, name of 24 bytes, place in the index at its emptiest.
+        let bytes = size_of::<Channel>() + size_of::<Sink>() + 24 + 2 * 5;
+        assert!(bytes <= 250, "{bytes} bytes");
+    }
+}

@@ -1,4 +1,4 @@
-//! The in-process implementations pass the suites; and what only they promise.
+//! The in-process implementations pass the suites.
 
 use std::sync::Arc;
 
