@@ -51,9 +51,9 @@ pub struct ClientSettings {
     /// Ours: frames per second that one connection may send, with a burst of the same number; beyond it the connection
     /// is closed with 3013. Default 1000; 0: no bound.
     pub max_frames_per_second: u32,
-    /// Most connections of this process; a further one is closed with 3504. Default 0: no bound.
+    /// Most connections of this process; a further handshake is answered with 503. Default 0: no bound.
     pub connection_limit: usize,
-    /// Most new connections per second of this process. Default 0: no bound.
+    /// Most new connections per second of this process; a further handshake is answered with 503. Default 0: no bound.
     pub connection_rate_limit: u32,
     /// Most connections of one user to this process; a further one is closed with 3504. Anonymous users are not
     /// counted. Default 0: no bound.
@@ -244,7 +244,7 @@ pub mod duration {
             ("us", 1_000),
         ]
         .into_iter()
-        .find(|(_, size)| nanos % size == 0)
+        .find(|(_, size)| nanos.is_multiple_of(*size))
         .unwrap_or(("ns", 1));
         format!("{}{unit}", nanos / size)
     }

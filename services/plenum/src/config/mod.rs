@@ -15,9 +15,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
+pub use check::resolve;
 pub use error::{ConfigError, Problem};
 pub use print::{default_file, documentation};
-pub use sections::{Access, Config, Format, HttpServer, SubscriptionToken, TlsSection};
+pub use sections::{Config, ErrorMode, Format, HttpServer, TlsSection};
 use source::Layer;
 use table::Kind;
 
@@ -279,6 +280,13 @@ fn tree(config: &Config) -> Map<String, Value> {
         ("node".to_owned(), object(&config.node).into()),
         ("shutdown".to_owned(), object(&config.shutdown).into()),
     ])
+}
+
+/// Keys whose values differ; secrets are not compared.
+pub fn changed(old: &Config, new: &Config) -> Vec<String> {
+    let (old, new) = (tree(old), tree(new));
+    let keys = table::rows().iter().filter(|row| !row.key.contains("[]")).map(|row| row.key.as_str());
+    keys.filter(|key| source::lookup(&old, key) != source::lookup(&new, key)).map(str::to_owned).collect()
 }
 
 fn object(section: &impl Serialize) -> Map<String, Value> {

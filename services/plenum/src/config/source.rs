@@ -10,8 +10,8 @@ use super::table::{self, Kind};
 /// What environment variables start with.
 pub const PREFIX: &str = "PLENUM_";
 
-/// Environment variables that start like settings and are none: flags' own.
-const NOT_SETTINGS: [&str; 2] = ["PLENUM_CONFIG", "PLENUM_DEV"];
+/// The variable behind `--config`.
+const FILE: &str = "PLENUM_CONFIG";
 
 /// One source, with the name that errors call it by.
 #[derive(Debug)]
@@ -90,7 +90,7 @@ pub fn environment(
     let mut layers = Vec::new();
     for (name, text) in variables {
         let Some(path) = name.strip_prefix(PREFIX) else { continue };
-        if NOT_SETTINGS.contains(&name.as_str()) || text.is_empty() {
+        if name == FILE || text.is_empty() {
             continue;
         }
         let key = path.to_lowercase().replace("__", ".");

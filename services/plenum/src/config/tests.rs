@@ -420,7 +420,7 @@ fn the_default_file_holds_the_defaults() {
 fn the_documentation_explains_every_key() {
     let text = documentation();
     for row in table::rows() {
-        assert!(text.contains(&format!("{}", row.key)) && text.contains(row.about), "{}", row.key);
+        assert!(text.contains(&row.key) && text.contains(row.about), "{}", row.key);
     }
     assert!(text.contains("client.ping_interval  (duration, default \"25s\")"), "{text}");
     assert!(text.contains("client.missed_pongs *  (integer, default 2)"), "{text}");

@@ -1,0 +1,199 @@
+//! The command line.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap_complete::Shell;
+use plenum_channels::duration;
+
+use crate::config::Sources;
+
+/// A real-time session server that speaks the Centrifuge protocol.
+#[derive(Debug, Parser)]
+#[command(name = "plenum", version, arg_required_else_help = true, propagate_version = true)]
+pub struct Cli {
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Everything in one process, without a broker.
+    Serve(Serve),
+    /// Only client connections (needs NATS and Redis).
+    Websocket,
+    /// Only the server API (needs NATS and Redis).
+    Api,
+    /// Only background work (needs NATS and Redis).
+    Worker,
+    /// Check and explain the configuration.
+    #[command(subcommand)]
+    Config(ConfigCommand),
+    /// Make and check tokens.
+    #[command(subcommand)]
+    Token(TokenCommand),
+    /// Print a completion script for a shell.
+    Completions { shell: Shell },
+    /// Print the version.
+    Version,
+}
+
+#[derive(Debug, Args)]
+pub struct Serve {
+    #[command(flatten)]
+    pub source: Source,
+    /// For development: on 127.0.0.1, with secrets made at start and printed, a page at / and open namespaces
+    #[arg(long)]
+    pub dev: bool,
+    /// Address to listen on (http_server.address)
+    #[arg(long)]
+    pub address: Option<String>,
+    /// Port for clients (http_server.port)
+    #[arg(long)]
+    pub port: Option<String>,
+    /// Port for API, health and metrics (http_server.internal_port)
+    #[arg(long)]
+    pub internal_port: Option<String>,
+    /// none, error, warn, info, debug or trace (log.level)
+    #[arg(long)]
+    pub log_level: Option<String>,
+    /// json or pretty (log.format)
+    #[arg(long)]
+    pub log_format: Option<String>,
+}
+
+/// Where settings come from.
+#[derive(Clone, Debug, Args)]
+pub struct Source {
+    /// File with settings: TOML, JSON or YAML, by its extension
+    #[arg(long, short, value_name = "FILE", env = "PLENUM_CONFIG")]
+    pub config: Option<PathBuf>,
+    /// A setting, e.g. client.channel_limit=256; overrides file and environment
+    #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
+    pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Read all settings as `serve` would and say what is wrong with them.
+    Check(Source),
+    /// Print a file with every setting at its default (TOML).
+    Default,
+    /// Explain every setting.
+    Doc,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum TokenCommand {
+    /// Sign a token with the configured HMAC secret (HS256).
+    Make(MakeToken),
+    /// Verify a token with the configured keys and show what it says.
+    Check(CheckToken),
+}
+
+#[derive(Debug, Args)]
+pub struct MakeToken {
+    #[command(flatten)]
+    pub source: Source,
+    /// The user's id; empty for the anonymous user
+    #[arg(long)]
+    pub user: String,
+    /// Makes a subscription token for this channel instead of a connection token
+    #[arg(long)]
+    pub channel: Option<String>,
+    /// Binds the subscription token to this client id
+    #[arg(long, requires = "channel")]
+    pub client: Option<String>,
+    /// Server-side subscriptions of a connection token
+    #[arg(long = "subscribe", value_name = "CHANNEL", conflicts_with = "channel")]
+    pub subscribe: Vec<String>,
+    /// JSON that others see beside the user's id
+    #[arg(long, value_name = "JSON")]
+    pub info: Option<String>,
+    /// How long it is valid; 0s: for ever
+    #[arg(long, default_value = "1h", value_parser = time)]
+    pub ttl: Duration,
+}
+
+#[derive(Debug, Args)]
+pub struct CheckToken {
+    #[command(flatten)]
+    pub source: Source,
+    /// The token; - reads it from standard input
+    pub token: String,
+    /// What it must be good for; by default what it looks like
+    #[arg(long)]
+    pub kind: Option<Kind>,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum Kind {
+    Connection,
+    Subscription,
+}
+
+impl Source {
+    /// With the environment of this process.
+    pub fn sources(&self) -> Sources {
+        let environment = std::env::vars_os()
+            .filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
+            .collect();
+        let flags = self.set.iter().map(|(key, value)| ("--set".to_owned(), key.clone(), value.clone())).collect();
+        Sources { file: self.config.clone(), environment, flags, ..Sources::default() }
+    }
+}
+
+impl Serve {
+    /// With the flags that stand for single settings.
+    pub fn sources(&self) -> Sources {
+        let mut sources = self.source.sources();
+        for (flag, key, value) in [
+            ("--address", "http_server.address", &self.address),
+            ("--port", "http_server.port", &self.port),
+            ("--internal-port", "http_server.internal_port", &self.internal_port),
+            ("--log-level", "log.level", &self.log_level),
+            ("--log-format", "log.format", &self.log_format),
+        ] {
+            if let Some(value) = value {
+                sources.flags.push((flag.to_owned(), key.to_owned(), value.clone()));
+            }
+        }
+        sources
+    }
+}
+
+fn assignment(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((key, value)) if !key.is_empty() => Ok((key.to_owned(), value.to_owned())),
+        _ => Err("must be KEY=VALUE".into()),
+    }
+}
+
+fn time(text: &str) -> Result<Duration, String> {
+    duration::parse(text).ok_or_else(|| format!("must be {}", duration::EXPECTED))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn flags_become_settings() {
+        let line = ["plenum", "serve", "--port", "8100", "--set", "client.channel_limit=3", "--log-format", "pretty"];
+        let Command::Serve(serve) = Cli::try_parse_from(line).unwrap().command else { panic!("serve") };
+        let mut sources = serve.sources();
+        sources.environment.clear();
+        let config = crate::config::load(&sources).unwrap().config;
+        assert_eq!((config.http_server.port, config.client.channel_limit), (8100, 3));
+        assert_eq!(config.log.format, crate::config::Format::Pretty);
+        assert!(Cli::try_parse_from(["plenum", "serve", "--set", "novalue"]).is_err());
+    }
+}
