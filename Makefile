@@ -32,9 +32,9 @@ lint: ## Check format, clippy's warnings, and the crates' licences, sources and 
 fmt: ## Format the Rust code
 	cargo fmt --all
 
-bench: ## Measure and print the table of performance figures (optimised build, several minutes)
-	@cargo build --release --package plenum
-	@cargo run --release --package plenum-e2e --bin bench -- $(ARGS)
+bench: ## Measure and print the table of performance figures, 10 minutes (ARGS="deliveries --burst 8" for one line)
+	@cargo build --release --package plenum --package plenum-bench
+	@target/release/plenum-bench $(ARGS)
 
 tools: ## Install the external tools of the tests into .tools/
 	@deploy/tools/install

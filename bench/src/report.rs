@@ -1,0 +1,176 @@
+//! The table: results beside their targets.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use anyhow::{Context, Result};
+use serde::Serialize;
+
+use crate::machine::Machine;
+
+/// What a result should be.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Target {
+    /// No more than this.
+    AtMost(f64),
+    /// No less than this.
+    AtLeast(f64),
+}
+
+impl Target {
+    fn met(self, value: f64) -> bool {
+        match self {
+            Target::AtMost(most) => value <= most,
+            Target::AtLeast(least) => value >= least,
+        }
+    }
+
+    fn text(self) -> String {
+        match self {
+            Target::AtMost(most) => format!("≤ {}", number(most)),
+            Target::AtLeast(least) => format!("≥ {}", number(least)),
+        }
+    }
+}
+
+/// One line of the table.
+#[derive(Clone, Debug, Serialize)]
+pub struct Line {
+    /// What was measured.
+    pub name: String,
+    /// The result.
+    pub value: f64,
+    /// Its unit.
+    pub unit: &'static str,
+    /// What it should be; none for a figure to compare with.
+    pub target: Option<Target>,
+    /// Whether it is; none without a target.
+    pub met: Option<bool>,
+    /// What else is known about it.
+    pub notes: String,
+    /// The command that measures this line alone.
+    pub command: String,
+}
+
+impl Line {
+    /// A result, judged against its target.
+    pub fn new(name: impl Into<String>, value: f64, unit: &'static str, target: Option<Target>) -> Self {
+        let met = target.map(|target| target.met(value));
+        Self { name: name.into(), value, unit, target, met, notes: String::new(), command: String::new() }
+    }
+
+    /// Adds what else is known.
+    pub fn notes(mut self, notes: impl Into<String>) -> Self {
+        self.notes = notes.into();
+        self
+    }
+
+    /// The result with its unit.
+    pub fn result(&self) -> String {
+        format!("{} {}", number(self.value), self.unit)
+    }
+
+    fn verdict(&self) -> &'static str {
+        match self.met {
+            Some(true) => "met",
+            Some(false) => "missed",
+            None => "",
+        }
+    }
+}
+
+/// All lines of a run.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Where and when.
+    pub machine: Machine,
+    /// The results.
+    pub lines: Vec<Line>,
+}
+
+impl Report {
+    /// The table for people: under each line its command and what else is known.
+    pub fn table(&self) -> String {
+        let cells = |line: &Line| {
+            let target = line.target.map_or(String::new(), Target::text);
+            [line.name.clone(), line.result(), target, line.verdict().to_owned()]
+        };
+        let rows: Vec<_> = self.lines.iter().map(cells).collect();
+        let widths: [usize; 4] =
+            std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
+        let mut text = self.machine.line() + "\n\n";
+        for (row, line) in rows.iter().zip(&self.lines) {
+            let [name, result, target, verdict] = row;
+            let [w0, w1, w2, _] = widths;
+            let first = format!("{name:<w0$}  {result:>w1$}  {target:<w2$}  {verdict}");
+            // Writing to a string cannot fail.
+            let _ = writeln!(text, "{}\n    $ {}", first.trim_end(), line.command);
+            if !line.notes.is_empty() {
+                let _ = writeln!(text, "    {}", line.notes);
+            }
+        }
+        text
+    }
+
+    /// Writes everything as JSON.
+    pub fn write_json(&self, file: &Path) -> Result<()> {
+        let text = serde_json::to_string_pretty(self)? + "\n";
+        std::fs::write(file, text).with_context(|| format!("cannot write {}", file.display()))
+    }
+}
+
+/// Three digits that matter, and all digits before the point.
+pub fn number(value: f64) -> String {
+    let magnitude = value.abs();
+    if magnitude >= 1000.0 {
+        let digits = format!("{magnitude:.0}");
+        let groups: Vec<_> = digits.as_bytes().rchunks(3).rev().map(String::from_utf8_lossy).collect();
+        format!("{}{}", if value < 0.0 { "-" } else { "" }, groups.join(","))
+    } else if magnitude >= 100.0 || value.fract() == 0.0 {
+        format!("{value:.0}")
+    } else if magnitude >= 10.0 {
+        format!("{value:.1}")
+    } else if magnitude >= 1.0 {
+        format!("{value:.2}").trim_end_matches('0').to_owned()
+    } else {
+        format!("{value:.3}")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers() {
+        let cases = [
+            (0.0, "0"),
+            (0.1234, "0.123"),
+            (1.5, "1.5"),
+            (4.256, "4.26"),
+            (42.16, "42.2"),
+            (421.6, "422"),
+            (8000.0, "8,000"),
+            (1_234_567.0, "1,234,567"),
+            (-2500.0, "-2,500"),
+        ];
+        for (value, text) in cases {
+            assert_eq!(number(value), text);
+        }
+    }
+
+    #[test]
+    fn the_table_aligns_and_judges() {
+        let mut fast = Line::new("µs a delivery", 5.25, "µs", Some(Target::AtMost(6.0)));
+        fast.command = "plenum-bench deliveries".into();
+        let mut slow = Line::new("rate", 7000.0, "/s", Some(Target::AtLeast(8000.0))).notes("one round");
+        slow.command = "plenum-bench handshakes".into();
+        let machine = Machine { cores: 2, cpu: "X".into(), kernel: "6".into(), date: "2026-01-01".into() };
+        let table = Report { machine, lines: vec![fast, slow] }.table();
+        let expected = "µs a delivery  5.25 µs  ≤ 6      met\n    $ plenum-bench deliveries\n\
+                        rate           7,000 /s  ≥ 8,000  missed\n    $ plenum-bench handshakes\n    one round\n";
+        let expected = expected.replace("  5.25 µs", "   5.25 µs");
+        assert!(table.ends_with(&expected), "{table}");
+    }
+}

@@ -1,0 +1,174 @@
+//! The measured server, in its own process.
+
+use std::fs;
+use std::io::Write as _;
+use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::json;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::process::{CpuTime, resident_user_bytes};
+
+/// The API key of measured servers, which listen on loopback only.
+pub const API_KEY: &str = "bench-key";
+/// The secret that tokens are signed with.
+pub const TOKEN_SECRET: &str = "bench-secret-of-at-least-32-bytes-0123456789";
+/// Channels of this namespace keep history.
+pub const WITH_HISTORY: &str = "kept";
+
+/// How long a server may take until it listens.
+const START: Duration = Duration::from_secs(20);
+
+/// The server that runs now. One at a time; here, so that a signal can end it too.
+static RUNNING: Mutex<Option<Child>> = Mutex::new(None);
+
+fn running() -> MutexGuard<'static, Option<Child>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn kill(child: Option<Child>) {
+    if let Some(mut child) = child {
+        // It may have ended by itself.
+        let _ = child.kill();
+        let _ = child.wait();
+    }
+}
+
+/// Ends the server, then this process, on SIGINT, SIGTERM and SIGHUP.
+pub fn stop_on_signals() -> Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
+    let mut signals = {
+        let _guard = runtime.enter();
+        [signal(SignalKind::interrupt())?, signal(SignalKind::terminate())?, signal(SignalKind::hangup())?]
+    };
+    std::thread::spawn(move || {
+        let [interrupt, terminate, hangup] = &mut signals;
+        runtime.block_on(async {
+            tokio::select! {
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => {}
+                _ = hangup.recv() => {}
+            }
+        });
+        kill(running().take());
+        std::process::exit(130);
+    });
+    Ok(())
+}
+
+/// A running server; dropping it kills the process.
+pub struct Server {
+    pid: u32,
+    address: SocketAddr,
+    config: PathBuf,
+}
+
+impl Server {
+    /// Starts `binary serve --config FILE` on a free port and waits until it listens.
+    ///
+    /// # Errors
+    /// The process ended, or did not listen in time.
+    pub fn start(binary: &Path) -> Result<Self> {
+        // The port is free again when the listener is dropped at the end of the statement.
+        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let config = std::env::temp_dir().join(format!("plenum-bench-{}-{}.json", std::process::id(), address.port()));
+        fs::write(&config, settings(address).to_string())
+            .with_context(|| format!("cannot write {}", config.display()))?;
+        let child = Command::new(binary)
+            .arg("serve")
+            .arg("--config")
+            .arg(&config)
+            .stdin(Stdio::null())
+            .stdout(Stdio::from(std::io::stderr()))
+            .spawn();
+        let child = child.with_context(|| format!("cannot start {}", binary.display()))?;
+        let server = Self { pid: child.id(), address, config };
+        *running() = Some(child);
+        server.wait_until_it_listens()?;
+        Ok(server)
+    }
+
+    fn wait_until_it_listens(&self) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while TcpStream::connect(self.address).is_err() {
+            if let Some(status) = running().as_mut().map(Child::try_wait).transpose()?.flatten() {
+                bail!("the server ended at once: {status}");
+            }
+            if Instant::now() > deadline {
+                bail!("the server does not listen on {} after {START:?}", self.address);
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.pid
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// CPU time so far.
+    pub fn cpu(&self) -> Result<CpuTime> {
+        CpuTime::of(self.pid)
+    }
+
+    /// Resident user memory, bytes.
+    pub fn memory(&self) -> Result<u64> {
+        resident_user_bytes(self.pid)
+    }
+
+    /// CPU microseconds a second that it uses while nothing but `during` goes on.
+    pub fn idle_cpu(&self, time: Duration, during: impl FnOnce(Duration) -> Result<()>) -> Result<f64> {
+        let (start, before) = (Instant::now(), self.cpu()?);
+        during(time)?;
+        Ok(micros(self.cpu()?.since(&before)) / start.elapsed().as_secs_f64())
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        kill(running().take());
+        if let Err(error) = fs::remove_file(&self.config) {
+            let _ = writeln!(std::io::stderr(), "cannot remove {}: {error}", self.config.display());
+        }
+    }
+}
+
+/// Microseconds.
+pub fn micros(time: Duration) -> f64 {
+    time.as_secs_f64() * 1e6
+}
+
+/// Defaults, and permissions for anonymous clients.
+fn settings(address: SocketAddr) -> serde_json::Value {
+    let permissions = json!({
+        "allow_subscribe_for_client": true,
+        "allow_subscribe_for_anonymous": true,
+        "allow_publish_for_client": true,
+        "allow_publish_for_anonymous": true,
+    });
+    let mut with_history = permissions.clone();
+    with_history["name"] = json!(WITH_HISTORY);
+    with_history["history_size"] = json!(100);
+    with_history["history_ttl"] = json!("60s");
+    json!({
+        "http_server": { "address": address.ip(), "port": address.port() },
+        "log": { "level": "error" },
+        "client": {
+            "allow_anonymous_connect_without_token": true,
+            "token": { "hmac_secret_key": TOKEN_SECRET },
+        },
+        "channel": { "without_namespace": permissions, "namespaces": [with_history] },
+        "http_api": { "key": API_KEY },
+    })
+}
