@@ -52,7 +52,9 @@ impl Channel {
     }
 
     fn remembered(&self) -> bool {
-        !self.offsets.is_empty() && self.newest.elapsed() < self.retention.meta_ttl.max(self.retention.ttl)
+        let age = self.newest.elapsed();
+        let readable = age < self.retention.ttl && self.hidden < self.last();
+        !self.offsets.is_empty() && (age < self.retention.meta_ttl || readable)
     }
 }
 

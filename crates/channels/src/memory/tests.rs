@@ -36,6 +36,7 @@ async fn the_log_conforms_while_appends_wait_in_line() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn the_log_conforms_on_several_threads_while_appends_wait_in_line() {
+    conformance::append_suite(cramped_logs).await;
     conformance::live_suite(cramped_logs).await;
 }
 
