@@ -287,6 +287,9 @@ where
                     return Poll::Ready(());
                 }
                 End::Close { code, text, reason } => {
+                    if reason == Disconnect::SLOW {
+                        self.wire.place.metrics().outbox_overflows.inc();
+                    }
                     close_frame(&mut self.wire.control, code, &text);
                     self.ending = Some(Box::new(Ending::new(reason)));
                 }
