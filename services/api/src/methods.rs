@@ -101,6 +101,9 @@ impl Call for UnsubscribeRequest {
     async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
         let target = check::target(self.user, self.client, self.session)?;
         let channel = check::channel_or_all(self.channel)?;
+        if !channel.is_empty() {
+            node.settings().resolve(&channel).map_err(OperationError::from)?;
+        }
         node.unsubscribe(target, &channel, Unsubscribed::SERVER).await?;
         Ok(Empty {})
     }

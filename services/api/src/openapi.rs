@@ -212,5 +212,7 @@ mod tests {
         assert_eq!(schemas["DisconnectRequest"]["required"], json!(["user"]));
         assert_eq!(schemas["BatchRequest"]["required"], json!(["commands"]));
         assert_eq!(schemas["Disconnect"]["properties"]["code"]["minimum"], 3000);
+        assert_eq!(schemas["Disconnect"]["required"], json!(["code"]));
+        assert!(schemas["RefreshRequest"]["required"] == json!(["user"]), "info may be absent");
     }
 }

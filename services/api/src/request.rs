@@ -9,7 +9,7 @@ use std::marker::PhantomData;
 
 use schemars::JsonSchema;
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{MapAccess, Visitor};
+use serde::de::{Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
@@ -49,6 +49,53 @@ pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserialize
     Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
 }
 
+/// For fields that hold an integer, or nothing. As in JSON Schema, a number without a fraction is an integer however it
+/// is written; the derived decoders refuse `1.0`.
+pub(crate) fn integer<'de, D: Deserializer<'de>, T: TryFrom<i128>>(deserializer: D) -> Result<Option<T>, D::Error> {
+    struct Integer;
+
+    impl Visitor<'_> for Integer {
+        type Value = i128;
+
+        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+            f.write_str("an integer")
+        }
+
+        fn visit_u64<E: Error>(self, value: u64) -> Result<i128, E> {
+            Ok(value.into())
+        }
+
+        fn visit_i64<E: Error>(self, value: i64) -> Result<i128, E> {
+            Ok(value.into())
+        }
+
+        fn visit_f64<E: Error>(self, value: f64) -> Result<i128, E> {
+            if value.fract() != 0.0 {
+                return Err(E::invalid_type(Unexpected::Float(value), &self));
+            }
+            // Beyond the range of i128 it saturates, which is out of every field's range as well.
+            Ok(value as i128)
+        }
+    }
+
+    struct Whole(i128);
+
+    impl<'de> Deserialize<'de> for Whole {
+        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+            deserializer.deserialize_any(Integer).map(Whole)
+        }
+    }
+
+    let Some(Whole(value)) = Option::<Whole>::deserialize(deserializer)? else { return Ok(None) };
+    let narrow = |_| D::Error::custom(format_args!("integer {value} is out of the field's range"));
+    T::try_from(value).map_err(narrow).map(Some)
+}
+
+/// For a field that always holds an integer.
+fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
+    integer(deserializer)?.ok_or_else(|| D::Error::invalid_type(Unexpected::Unit, &"an integer"))
+}
+
 /// For fields that hold objects, or nothing.
 pub(crate) fn objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
 where
@@ -63,8 +110,8 @@ where
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("anyOf" = payload_given()))]
 pub struct PublishRequest {
-    /// Channel, at most 255 bytes.
-    #[schemars(required, length(min = 1, max = 255))]
+    /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
+    #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
     pub channel: Option<String>,
     /// Payload: any JSON, delivered as it is written here.
     #[serde(default, deserialize_with = "with_null")]
@@ -81,10 +128,11 @@ pub struct PublishRequest {
     #[schemars(length(max = 255))]
     pub idempotency_key: Option<String>,
     /// Delta compression; not supported, so only `false` is allowed.
-    #[schemars(extend("const" = false, "type" = "boolean"))]
+    #[schemars(extend("enum" = [false, null]))]
     pub delta: Option<bool>,
     /// Version of the document that the payload holds: a version that is not greater than the last is not published.
     #[schemars(range(min = 0, max = 18446744073709551615u64))]
+    #[serde(default, deserialize_with = "integer")]
     pub version: Option<u64>,
     /// Versions of different epochs do not compare; the newest epoch wins.
     #[schemars(length(max = 255))]
@@ -95,7 +143,7 @@ pub struct PublishRequest {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("anyOf" = payload_given()))]
 pub struct BroadcastRequest {
-    /// Channels, each at most 255 bytes.
+    /// Channels, each at most 255 bytes; ASCII, unless their namespace has a `channel_regex`.
     #[schemars(required, length(min = 1, max = 10000), extend("items" = channel_schema()))]
     pub channels: Option<Vec<String>>,
     /// Payload: any JSON, delivered as it is written here.
@@ -113,10 +161,11 @@ pub struct BroadcastRequest {
     #[schemars(length(max = 255))]
     pub idempotency_key: Option<String>,
     /// Delta compression; not supported, so only `false` is allowed.
-    #[schemars(extend("const" = false, "type" = "boolean"))]
+    #[schemars(extend("enum" = [false, null]))]
     pub delta: Option<bool>,
     /// Version of the document that the payload holds: a version that is not greater than the last is not published.
     #[schemars(range(min = 0, max = 18446744073709551615u64))]
+    #[serde(default, deserialize_with = "integer")]
     pub version: Option<u64>,
     /// Versions of different epochs do not compare; the newest epoch wins.
     #[schemars(length(max = 255))]
@@ -129,8 +178,8 @@ pub struct SubscribeRequest {
     /// User id.
     #[schemars(required, length(min = 1))]
     pub user: Option<String>,
-    /// Channel, at most 255 bytes.
-    #[schemars(required, length(min = 1, max = 255))]
+    /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
+    #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
     pub channel: Option<String>,
     /// Only the connection with this client id.
     pub client: Option<String>,
@@ -138,14 +187,17 @@ pub struct SubscribeRequest {
     pub session: Option<String>,
     /// When the subscription expires, Unix seconds; 0: never.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
+    #[serde(default, deserialize_with = "integer")]
     pub expire_at: Option<i64>,
     /// Channel information of the subscriber for presence, joins and leaves: any JSON.
+    #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub info: Option<Json>,
     /// `info` in base64; taken instead of `info` when not empty.
     #[schemars(extend("pattern" = BASE64, "contentEncoding" = "base64"))]
     pub b64info: Option<String>,
     /// For the client, in its subscribe push: any JSON.
+    #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub data: Option<Json>,
     /// `data` in base64; taken instead of `data` when not empty.
@@ -193,6 +245,7 @@ pub struct BoolValue {
 pub struct StreamPosition {
     /// Offset of the last publication seen.
     #[schemars(range(min = 0, max = 18446744073709551615u64))]
+    #[serde(deserialize_with = "offset")]
     pub offset: u64,
     /// Incarnation of the stream.
     pub epoch: String,
@@ -205,7 +258,7 @@ pub struct UnsubscribeRequest {
     #[schemars(required, length(min = 1))]
     pub user: Option<String>,
     /// Channel, at most 255 bytes; the empty string stands for every channel.
-    #[schemars(required, length(max = 255))]
+    #[schemars(required, length(max = 255), extend("pattern" = ASCII))]
     pub channel: Option<String>,
     /// Only the connection with this client id.
     pub client: Option<String>,
@@ -237,6 +290,7 @@ pub struct DisconnectRequest {
 pub struct DisconnectSpec {
     /// 3000 to 3499 and 4000 to 4499: the client comes back; 3500 to 3999 and 4500 to 4999: it stays away.
     #[schemars(required, range(min = 3000, max = 4999))]
+    #[serde(deserialize_with = "integer")]
     pub code: Option<u32>,
     /// For people, at most 123 bytes.
     #[schemars(length(max = 123))]
@@ -257,8 +311,10 @@ pub struct RefreshRequest {
     pub expired: Option<bool>,
     /// New expiry, Unix seconds; 0: never.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
+    #[serde(default, deserialize_with = "integer")]
     pub expire_at: Option<i64>,
     /// New connection information: any JSON; absent leaves it.
+    #[serde(default)]
     #[schemars(with = "serde_json::Value")]
     pub info: Option<Json>,
 }
@@ -268,8 +324,8 @@ macro_rules! about_one_channel {
         $(#[$doc])*
         #[derive(Debug, Default, Deserialize, JsonSchema)]
         pub struct $name {
-            /// Channel, at most 255 bytes.
-            #[schemars(required, length(min = 1, max = 255))]
+            /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
+            #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
             pub channel: Option<String>,
         }
     )*};
@@ -287,11 +343,12 @@ about_one_channel! {
 /// Reads the history of a channel.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct HistoryRequest {
-    /// Channel, at most 255 bytes.
-    #[schemars(required, length(min = 1, max = 255))]
+    /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
+    #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
     pub channel: Option<String>,
     /// Most publications in the answer; 0 or absent: only the stream's position; negative: as many as one answer holds.
     #[schemars(range(min = -2147483648, max = 2147483647))]
+    #[serde(default, deserialize_with = "integer")]
     pub limit: Option<i32>,
     /// Only what lies after this position (before it, when `reverse`).
     #[serde(default, deserialize_with = "object")]
@@ -311,8 +368,11 @@ pub struct ChannelsRequest {
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct InfoRequest {}
 
+/// The rule for channels in all namespaces but those that have a `channel_regex` of their own.
+const ASCII: &str = "^[\\u0000-\\u007f]*$";
+
 /// Standard alphabet with padding.
-pub(crate) const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
+const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";
 
 fn payload_given() -> serde_json::Value {
     serde_json::json!([
@@ -322,5 +382,5 @@ fn payload_given() -> serde_json::Value {
 }
 
 fn channel_schema() -> serde_json::Value {
-    serde_json::json!({ "type": "string", "minLength": 1, "maxLength": 255 })
+    serde_json::json!({ "type": "string", "minLength": 1, "maxLength": 255, "pattern": ASCII })
 }

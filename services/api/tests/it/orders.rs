@@ -74,7 +74,7 @@ async fn a_target_needs_a_user_and_a_code_its_range() {
         ("unsubscribe", json!({ "user": "42" }), "channel"),
         ("disconnect", json!({}), "user"),
         ("disconnect", json!({ "user": "42", "disconnect": { "code": 2999, "reason": "" } }), "disconnect.code"),
-        ("disconnect", json!({ "user": "42", "disconnect": { "reason": "" } }), "disconnect.code"),
+        ("disconnect", json!({ "user": "42", "disconnect": { "code": null, "reason": "" } }), "disconnect.code"),
         (
             "disconnect",
             json!({ "user": "42", "disconnect": { "code": 4000, "reason": "x".repeat(124) } }),
