@@ -33,7 +33,10 @@ pub struct Rig<D> {
 }
 
 pub fn config() -> WebsocketConfig {
-    WebsocketConfig { allowed_origins: Origins::new(["https://app.example.com"]).unwrap(), ..WebsocketConfig::default() }
+    WebsocketConfig {
+        allowed_origins: Origins::new(["https://app.example.com"]).unwrap(),
+        ..WebsocketConfig::default()
+    }
 }
 
 pub fn serve<D: Door>(door: D, config: WebsocketConfig, metrics: Arc<Metrics>) -> Rig<D> {
