@@ -1,6 +1,6 @@
 //! The composition root: which parts make up a server, and which port carries what.
 
-use std::net::SocketAddr;
+use std::net::{Ipv6Addr, SocketAddr};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -152,7 +152,7 @@ fn bind(http: &HttpServer) -> anyhow::Result<(Server, Option<Server>)> {
         max_connections: http.max_http_connections,
     };
     let open = |address: &str, port: u16, tls: Option<Arc<Tls>>| {
-        let server = Server::bind(config::resolve(address, port)?, limits.clone())?;
+        let server = listen(address, port, &limits)?;
         anyhow::Ok(match tls {
             Some(tls) => server.with_tls(tls),
             None => server,
@@ -162,6 +162,16 @@ fn bind(http: &HttpServer) -> anyhow::Result<(Server, Option<Server>)> {
     let address = if http.internal_address.is_empty() { &http.address } else { &http.internal_address };
     let internal = internal_port.map(|port| open(address, port, internal_tls)).transpose();
     Ok((public, internal.context("http_server.internal_port")?))
+}
+
+/// All interfaces are those of IPv6 and IPv4, where the system has IPv6.
+fn listen(address: &str, port: u16, limits: &ServerConfig) -> anyhow::Result<Server> {
+    if address.is_empty()
+        && let Ok(server) = Server::bind((Ipv6Addr::UNSPECIFIED, port).into(), limits.clone())
+    {
+        return Ok(server);
+    }
+    Ok(Server::bind(config::resolve(address, port)?, limits.clone())?)
 }
 
 fn tls(key: &str, section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
