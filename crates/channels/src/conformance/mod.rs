@@ -5,6 +5,8 @@
 //! an implementation under paused time and a real wait for others. A failed case panics; its name stands on the
 //! standard error stream before.
 
+#![allow(clippy::unwrap_used, reason = "a suite is a test: what it did not expect is its failure")]
+
 use std::any::Any;
 use std::time::Duration;
 

@@ -17,6 +17,7 @@ pub async fn presence_suite(make: impl AsyncFn(usize) -> Fixture<dyn Presence>) 
         channels_are_kept_apart => 1,
         a_renewed_lease_keeps_its_members => 2,
         a_lapsed_replica_does_not_count => 2,
+        a_reader_judges_by_itself => 2,
         a_replica_that_resigned_does_not_count => 2,
     );
 }
@@ -78,15 +79,20 @@ async fn joining_again_replaces_the_information(fixture: &Fixture<dyn Presence>)
 /// "An entry that another replica made for the same client id stays": a client that moved is present all the time.
 async fn a_client_on_two_replicas_counts_once(fixture: &Fixture<dyn Presence>) {
     let [old, new] = [&fixture.replicas[0], &fixture.replicas[1]];
-    old.join("c", info("1", "ann")).await.unwrap();
-    new.join("c", info("1", "ann")).await.unwrap();
-    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec!["1/ann".to_owned()], (1, 1)));
-    old.leave("c", "1").await.unwrap();
-    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec!["1/ann".to_owned()], (1, 1)));
-    old.leave("c", "1").await.unwrap();
-    assert_eq!(stats(old, "c").await, (1, 1));
-    new.leave("c", "1").await.unwrap();
-    assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec![], (0, 0)));
+    old.join("c", info("2", "bob")).await.unwrap();
+    for (moves_to, stays, user) in [(new, old, "ann"), (old, new, "ann"), (new, old, "bob")] {
+        let both = [format!("1/{user}"), "2/bob".to_owned()];
+        let counts = if user == "bob" { (2, 1) } else { (2, 2) };
+        moves_to.join("c", info("1", user)).await.unwrap();
+        stays.join("c", info("1", user)).await.unwrap();
+        assert_eq!((clients(old, "c").await, stats(new, "c").await), (both.to_vec(), counts));
+        for _ in 0..2 {
+            stays.leave("c", "1").await.unwrap();
+            assert_eq!((clients(old, "c").await, stats(new, "c").await), (both.to_vec(), counts));
+        }
+        moves_to.leave("c", "1").await.unwrap();
+        assert_eq!((clients(old, "c").await, stats(new, "c").await), (vec!["2/bob".to_owned()], (1, 1)));
+    }
 }
 
 /// No name is another's pattern or encoding.
@@ -137,6 +143,15 @@ async fn a_lapsed_replica_does_not_count(fixture: &Fixture<dyn Presence>) {
     gone.join("c", info("1", "ann")).await.unwrap();
     assert_eq!(gone.renew().await, Ok(Lease::Held));
     assert_eq!((clients(reader, "c").await, stats(gone, "c").await), (vec!["1/ann".into(), "2/bob".into()], (2, 2)));
+}
+
+/// A lapsed lease does not count, whether or not the reader's own renewals go on.
+async fn a_reader_judges_by_itself(fixture: &Fixture<dyn Presence>) {
+    let [gone, reader] = [&fixture.replicas[0], &fixture.replicas[1]];
+    gone.join("c", info("1", "ann")).await.unwrap();
+    assert_eq!(stats(reader, "c").await, (1, 1));
+    fixture.let_pass(Duration::from_secs(5)).await;
+    assert_eq!((clients(reader, "c").await, stats(reader, "c").await), (vec![], (0, 0)));
 }
 
 /// "All entries of this replica stop counting at once", and no others.

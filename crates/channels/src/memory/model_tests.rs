@@ -227,7 +227,7 @@ async fn run(seed: u64, config: MemoryConfig, trims: bool) {
 
 #[tokio::test(start_paused = true)]
 async fn random_steps_agree_with_the_model() {
-    for seed in 0..400 {
+    for seed in 0..250 {
         let shards = 1 + seed as usize % 3;
         run(seed, MemoryConfig { shards, idempotency_window: WINDOW, ..MemoryConfig::default() }, false).await;
     }
@@ -235,7 +235,7 @@ async fn random_steps_agree_with_the_model() {
 
 #[tokio::test(start_paused = true)]
 async fn random_steps_within_few_bytes_never_claim_too_much() {
-    for seed in 1000..1300 {
+    for seed in 1000..1150 {
         let config =
             MemoryConfig { shards: 2, max_bytes: 16_384, idempotency_window: WINDOW, ..MemoryConfig::default() };
         run(seed, config, true).await;
