@@ -8,7 +8,7 @@ use std::time::Duration;
 use futures_util::{SinkExt, StreamExt};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
 use plenum_channels::{ConnectionClaims, Node, Parts, Settings, SubscriptionClaims, TokenError, Tokens};
-use plenum_http::{Router, Server, ServerConfig};
+use plenum_http::{Router, Server, ServerConfig, Tls};
 use plenum_telemetry::Metrics;
 use plenum_websocket::{Door, Origins, Websocket, WebsocketConfig};
 use tokio::net::TcpStream;
@@ -40,6 +40,10 @@ pub fn config() -> WebsocketConfig {
 }
 
 pub fn serve<D: Door>(door: D, config: WebsocketConfig, metrics: Arc<Metrics>) -> Rig<D> {
+    serve_with(door, config, metrics, None)
+}
+
+pub fn serve_with<D: Door>(door: D, config: WebsocketConfig, metrics: Arc<Metrics>, tls: Option<Arc<Tls>>) -> Rig<D> {
     let websocket = Arc::new(Websocket::new(door, config, metrics.clone()));
     let router: Router = {
         let websocket = websocket.clone();
@@ -48,7 +52,10 @@ pub fn serve<D: Door>(door: D, config: WebsocketConfig, metrics: Arc<Metrics>) -
             Box::pin(async move { reply })
         })
     };
-    let server = Server::bind("127.0.0.1:0".parse().unwrap(), ServerConfig::default()).unwrap();
+    let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), ServerConfig::default()).unwrap();
+    if let Some(tls) = tls {
+        server = server.with_tls(tls);
+    }
     let (address, stop) = (server.local_addr(), CancellationToken::new());
     tokio::spawn(server.run(router, stop.clone(), LONG));
     Rig { address, websocket, metrics, _stop: stop.drop_guard() }
