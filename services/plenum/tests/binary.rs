@@ -1,4 +1,5 @@
 //! The built binary as its users run it: command line, refusals, signals, reloading.
+#![allow(clippy::unwrap_used)] // a test says what it expects by unwrapping
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
