@@ -1,5 +1,8 @@
 //! What one shard of the in-process log holds.
 
+mod forgetting;
+mod reading;
+
 use std::collections::VecDeque;
 use std::hash::BuildHasher;
 use std::mem::size_of;
@@ -12,7 +15,7 @@ use plenum_protocol::Publication;
 use super::expiry::Expiry;
 use super::idempotency::Idempotency;
 use super::slab::{Linked, Links, List, Slab};
-use crate::{Append, AppendError, Appended, Entry, Epoch, Live, Page, Position, Read, Retention, Since, Tail, Version};
+use crate::{Append, AppendError, Appended, Entry, Epoch, Live, Position, Tail, Version};
 
 /// Fronts per shard: forgetting a channel casts doubt on the channels of its front only.
 const FRONTS: usize = 1024;
@@ -198,60 +201,6 @@ impl Store {
         entry.filter(|_| wanted)
     }
 
-    pub fn read(&mut self, hash: u64, name: &str, read: &Read, now_ms: u64) -> Page {
-        let Some(id) = self.find(hash, name, now_ms) else { return self.read_unknown(hash, read) };
-        let channel = &self.channels[id];
-        let window = visible(channel, &read.retention, now_ms);
-        let hidden = channel.entries.len() - window;
-        let offset_at = |index: usize| self.nodes[channel.entries[index]].entry.offset;
-        let floor = match hidden {
-            0 => channel.floor,
-            _ if window == 0 => channel.last,
-            _ => offset_at(hidden - 1),
-        };
-        let len = channel.entries.len();
-        // Entries from..to are those in the direction read.
-        let (from, to, complete) = match &read.since {
-            Since::End => (hidden, len, true),
-            Since::Position(since) if since.epoch != self.epoch => (hidden, hidden, false),
-            Since::Position(Position { offset, .. }) if read.reverse => {
-                let below =
-                    channel.entries.partition_point(|&node| self.nodes[node].entry.offset < *offset).max(hidden);
-                (hidden, below, *offset <= channel.last && (below > hidden || floor == 0))
-            }
-            Since::Position(Position { offset, .. }) => {
-                let after = channel.entries.partition_point(|&node| self.nodes[node].entry.offset <= *offset);
-                (after.max(hidden), len, *offset >= floor && *offset <= channel.last)
-            }
-        };
-        let count = to - from;
-        let mut entries = Vec::with_capacity(count.min(read.limit));
-        let mut bytes = 0;
-        for step in 0..count.min(read.limit) {
-            let index = if read.reverse { to - 1 - step } else { from + step };
-            let entry = &self.nodes[channel.entries[index]].entry;
-            bytes += entry.publication.data.len();
-            entries.push(entry.clone());
-            if bytes > read.max_bytes {
-                break;
-            }
-        }
-        let more = entries.len() < count;
-        Page { entries, top: self.position(channel.last), complete, more }
-    }
-
-    fn read_unknown(&self, hash: u64, read: &Read) -> Page {
-        let front = self.front(hash);
-        let (top, complete) = match &read.since {
-            Since::End => (front, true),
-            Since::Position(since) if since.epoch != self.epoch || since.offset > self.sequence => (front, false),
-            Since::Position(since) if read.reverse => (front.max(since.offset), front == 0),
-            // Nothing was published on it after the front, so a later position of the shard is a true one too.
-            Since::Position(since) => (front.max(since.offset), since.offset >= front),
-        };
-        Page { entries: Vec::new(), top: self.position(top), complete, more: false }
-    }
-
     pub fn tail(&mut self, hash: u64, name: &str, now_ms: u64) -> Tail {
         match self.find(hash, name, now_ms) {
             None => Tail { position: self.position(self.front(hash)), version: None },
@@ -324,29 +273,6 @@ impl Store {
         self.channels.get(id).map_or(&[], |channel| &channel.sinks)
     }
 
-    /// Frees what is due, at most `budget` channels; false when more may be due.
-    pub fn sweep(&mut self, now_ms: u64, budget: usize) -> bool {
-        self.known.forget_old(now_ms);
-        for _ in 0..budget {
-            let Some((tick, id)) = self.expiry.pop(now_ms) else { return true };
-            if let Some(channel) = self.channels.get_mut(id)
-                && channel.scheduled == tick
-            {
-                channel.scheduled = 0;
-                self.settle(id, now_ms);
-            }
-        }
-        false
-    }
-
-    /// When [`Store::sweep`] has something to do next.
-    pub fn next_sweep_ms(&self) -> Option<u64> {
-        match (self.expiry.next_ms(), self.known.next_ms()) {
-            (Some(a), Some(b)) => Some(a.min(b)),
-            (a, b) => a.or(b),
-        }
-    }
-
     pub fn epoch(&self) -> &Epoch {
         &self.epoch
     }
@@ -391,100 +317,6 @@ impl Store {
         id
     }
 
-    /// Does what is due for a channel and brings lists and schedule up to date; `None` when its record is gone.
-    fn settle(&mut self, id: u32, now_ms: u64) -> Option<u32> {
-        if !self.channels[id].entries.is_empty() && now_ms >= self.channels[id].expire_ms {
-            self.hide(id);
-        }
-        let channel = &self.channels[id];
-        let idle = channel.sinks.is_empty() && channel.entries.is_empty();
-        if idle && (!channel.published || now_ms >= channel.forget_ms) {
-            self.forget(id);
-            return None;
-        }
-        if idle != channel.idle {
-            self.set_idle(id, idle);
-        }
-        let channel = &mut self.channels[id];
-        let due = match channel.entries.is_empty() {
-            false => channel.expire_ms,
-            true if idle => channel.forget_ms,
-            true => return Some(id),
-        };
-        let tick = Expiry::tick(due, now_ms);
-        if channel.scheduled == 0 || tick < channel.scheduled {
-            channel.scheduled = tick;
-            self.expiry.insert(tick, id);
-        }
-        Some(id)
-    }
-
-    fn set_idle(&mut self, id: u32, idle: bool) {
-        let channel = &mut self.channels[id];
-        channel.idle = idle;
-        let bytes = TAIL_BYTES + channel.name.len();
-        if idle {
-            self.bytes += bytes;
-            self.idle.push_back(&mut self.channels, id);
-        } else {
-            self.bytes -= bytes;
-            self.idle.unlink(&mut self.channels, id);
-        }
-    }
-
-    /// Removes the record of a channel without subscribers and entries.
-    fn forget(&mut self, id: u32) {
-        if self.channels[id].idle {
-            self.set_idle(id, false);
-        }
-        let Some(channel) = self.channels.remove(id) else { return };
-        let hash = self.hasher.hash_one(&*channel.name);
-        if let Ok(entry) = self.index.find_entry(hash, |&known| known == id) {
-            entry.remove();
-        }
-        self.raise_front(hash, channel.last);
-    }
-
-    /// Makes everything that the channel holds unreadable.
-    fn hide(&mut self, id: u32) {
-        while self.drop_oldest(id) {}
-        let channel = &mut self.channels[id];
-        channel.floor = channel.last;
-        if channel.entries.capacity() > 0 {
-            channel.entries = VecDeque::new();
-        }
-    }
-
-    /// Drops the channel's oldest entry; false when there is none.
-    fn drop_oldest(&mut self, id: u32) -> bool {
-        let Some(id_of_node) = self.channels[id].entries.pop_front() else { return false };
-        self.oldest.unlink(&mut self.nodes, id_of_node);
-        if let Some(node) = self.nodes.remove(id_of_node) {
-            self.channels[id].floor = node.entry.offset;
-            self.bytes -= node.cost as usize;
-        }
-        true
-    }
-
-    /// Keeps the bound: the oldest goes first, be it an entry or a remembered tail.
-    fn trim(&mut self, now_ms: u64) {
-        while self.bytes > self.max_bytes {
-            let entry = self.oldest.first().map(|node| (self.nodes[node].channel, self.nodes[node].entry.offset));
-            let tail = self.idle.first().map(|id| (id, self.channels[id].last));
-            match (entry, tail) {
-                (Some((_, offset)), Some((id, last))) if last < offset => self.forget(id),
-                (Some((id, _)), _) => {
-                    self.drop_oldest(id);
-                    if self.channels[id].entries.is_empty() {
-                        self.settle(id, now_ms);
-                    }
-                }
-                (None, Some((id, _))) => self.forget(id),
-                (None, None) => return,
-            }
-        }
-    }
-
     fn front(&self, hash: u64) -> u64 {
         self.fronts[front_index(hash)]
     }
@@ -498,14 +330,6 @@ impl Store {
 /// The shard takes bits 32 and up, the table the lowest and highest ones.
 fn front_index(hash: u64) -> usize {
     (hash >> 44) as usize % FRONTS
-}
-
-/// How many of the channel's entries a reader with this retention sees, counted from the newest.
-fn visible(channel: &Channel, retention: &Retention, now_ms: u64) -> usize {
-    if !retention.keeps_history() || now_ms >= channel.newest_ms.saturating_add(millis(retention.ttl)) {
-        return 0;
-    }
-    channel.entries.len().min(retention.size)
 }
 
 /// Rounded up, so that a short time is not none.
