@@ -30,7 +30,10 @@ impl From<TokenError> for Failure {
     fn from(error: TokenError) -> Self {
         match error {
             TokenError::Expired => ErrorCode::TOKEN_EXPIRED.into(),
-            TokenError::Invalid { .. } => Disconnect::INVALID_TOKEN.into(),
+            TokenError::Invalid { reason } => {
+                tracing::debug!(reason, "a token was refused");
+                Disconnect::INVALID_TOKEN.into()
+            }
             TokenError::Unavailable { reason } => {
                 tracing::warn!(reason, "a token could not be checked");
                 ErrorCode::INTERNAL.into()
@@ -93,7 +96,12 @@ impl Session {
         let tokens = self.node.tokens();
         let future = async move {
             let outcome = tokens.connection(&request.token).await;
-            Done::Refreshed { id, outcome: outcome.map(Box::new).map_err(Failure::from) }
+            let outcome = outcome.map(Box::new).map_err(|error| match error {
+                // A client that heard 109 here would stay away; told this, it comes back with a new token.
+                TokenError::Expired => Disconnect::EXPIRED.into(),
+                error => Failure::from(error),
+            });
+            Done::Refreshed { id, outcome }
         };
         self.flight.get_or_insert_default().push(future.boxed());
     }

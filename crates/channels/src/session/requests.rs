@@ -26,6 +26,8 @@ const HISTORY_BYTES: usize = 512 * 1024;
 
 /// Who may do something in a channel: `allow_…_for_client`, `…_for_subscriber`, `…_for_anonymous`.
 struct Allowed {
+    /// The namespace has it at all; what it has not is said before who may.
+    available: bool,
     client: bool,
     subscriber: bool,
     anonymous: bool,
@@ -240,22 +242,15 @@ async fn subscribe(
     .await
 }
 
-/// A subscription token that is for this user, connection and channel.
+/// A subscription token that is for this user, connection and channel; as published, any other ends the connection.
 async fn verify(caller: &Caller, channel: &str, token: &str) -> Result<SubscriptionClaims, Failure> {
-    use crate::TokenError;
-    let claims = caller.node.tokens().subscription(token).await.map_err(|error| match error {
-        TokenError::Invalid { reason } => {
-            tracing::debug!(client = %caller.identity.client, reason, "a subscription token was refused");
-            ErrorCode::PERMISSION_DENIED.into()
-        }
-        error => Failure::from(error),
-    })?;
+    let claims = caller.node.tokens().subscription(token).await?;
     let client = &claims.client;
     if claims.channel != channel
         || claims.user != *caller.identity.user
         || !(client.is_empty() || *client == caller.identity.client.to_string())
     {
-        return Err(ErrorCode::PERMISSION_DENIED.into());
+        return Err(Disconnect::INVALID_TOKEN.into());
     }
     Ok(claims)
 }
@@ -283,6 +278,9 @@ fn permitted(
 ) -> Result<Resolved, Failure> {
     let resolved = settings.resolve(channel).map_err(OperationError::from)?;
     let allowed = allowed(&resolved.namespace);
+    if !allowed.available {
+        return Err(ErrorCode::NOT_AVAILABLE.into());
+    }
     let known = !connected.identity.user.is_empty() || allowed.anonymous;
     let subscriber = allowed.subscriber && connected.subscriptions.get(channel).is_some();
     if settings.client.insecure || (known && (allowed.client || subscriber)) {
@@ -302,6 +300,7 @@ fn publish(
         return Err(ErrorCode::NOT_AVAILABLE.into());
     }
     permitted(connected, settings, &request.channel, |options| Allowed {
+        available: true,
         client: options.allow_publish_for_client,
         subscriber: options.allow_publish_for_subscriber,
         anonymous: options.allow_publish_for_anonymous,
@@ -349,6 +348,7 @@ fn presence_stats(
 
 fn presence_allowed(options: &NamespaceOptions) -> Allowed {
     Allowed {
+        available: options.presence,
         client: options.allow_presence_for_client,
         subscriber: options.allow_presence_for_subscriber,
         anonymous: options.allow_presence_for_anonymous,
@@ -362,6 +362,7 @@ fn history(
     request: HistoryRequest,
 ) -> Result<Started, Failure> {
     permitted(connected, settings, &request.channel, |options| Allowed {
+        available: options.keeps_history(),
         client: options.allow_history_for_client,
         subscriber: options.allow_history_for_subscriber,
         anonymous: options.allow_history_for_anonymous,

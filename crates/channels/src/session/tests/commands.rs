@@ -127,7 +127,9 @@ async fn a_subscription_token_must_match_user_channel_and_client() {
         }))
     };
     for token in ["bad", "bert;channel=closed:a", "anna;channel=closed:b", "anna;channel=closed:a;client=other"] {
-        assert_eq!(code(client.call(with(token)).await), 103, "{token}");
+        let (mut refused, _) = Client::connect_as(&node, "anna").await;
+        refused.send(with(token));
+        assert_eq!(refused.close().await, Disconnect::INVALID_TOKEN, "{token}");
     }
     assert_eq!(code(client.call(with("late")).await), 109);
     client.call(with(&mine)).await.unwrap();
@@ -167,9 +169,11 @@ async fn refresh_extends_and_another_user_is_refused() {
         ReplyResult::Refresh(result) => assert!(result.expires && result.ttl > 500),
         other => panic!("{other:?}"),
     }
-    assert_eq!(code(client.call(refresh("late".into())).await), 109);
-    client.send(refresh("bert".into()));
-    assert_eq!(client.close().await, Disconnect::INVALID_TOKEN);
+    for (token, expected) in [("late", Disconnect::EXPIRED), ("bert", Disconnect::INVALID_TOKEN)] {
+        let (mut client, _) = Client::connect_as(&node, "anna").await;
+        client.send(refresh(token.into()));
+        assert_eq!(client.close().await, expected, "{token}");
+    }
 }
 
 #[tokio::test(start_paused = true)]
@@ -226,7 +230,11 @@ async fn presence_and_its_counts() {
         ReplyResult::PresenceStats(result) => assert_eq!((result.num_clients, result.num_users), (1, 1)),
         other => panic!("{other:?}"),
     }
-    assert_eq!(code(anna.call(Request::Presence(PresenceRequest { channel: "closed:a".into() })).await), 103);
+    assert_eq!(code(anna.call(Request::Presence(PresenceRequest { channel: "closed:a".into() })).await), 108);
+    let mut node_settings = settings();
+    node_settings.channel.namespaces[0].allow_presence_for_anonymous = false;
+    let mut anonymous = Client::connect(&self::node(node_settings)).await;
+    assert_eq!(code(anonymous.call(Request::Presence(PresenceRequest { channel: "log:a".into() })).await), 103);
 }
 
 #[tokio::test(start_paused = true)]
