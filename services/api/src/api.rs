@@ -13,6 +13,7 @@ use plenum_telemetry::{ApiMethod, Label, ResultCode};
 use serde::de::DeserializeOwned;
 
 use crate::batch::BatchRequest;
+use crate::decode::Object;
 use crate::http_reply::{HttpReply, JSON, json, method_not_allowed, reply, unless_get};
 use crate::methods::{Call, Calls};
 use crate::request::*;

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use crate::ApiError;
+use crate::decode::{object, objects};
 use crate::methods::{Calls, MAX_OPERATIONS};
 use crate::request::*;
 use crate::response::*;

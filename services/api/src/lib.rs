@@ -9,6 +9,7 @@ mod auth;
 mod batch;
 mod canary;
 mod check;
+mod decode;
 mod error;
 mod http_reply;
 mod methods;

@@ -4,107 +4,15 @@
 //! error of the method. Unknown fields are ignored, as published. `null` means absent, except for `data`.
 
 use std::collections::BTreeMap;
-use std::fmt;
-use std::marker::PhantomData;
 
 use schemars::JsonSchema;
-use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Unexpected, Visitor};
-use serde::{Deserialize, Deserializer};
+use serde::Deserialize;
 use serde_json::value::RawValue;
+
+use crate::decode::{integer, object, offset, with_null};
 
 /// Any JSON, kept as it was written.
 pub(crate) type Json = Box<RawValue>;
-
-/// Keeps `null` as a payload, where an `Option` would take it for absent.
-fn with_null<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Json>, D::Error> {
-    Json::deserialize(deserializer).map(Some)
-}
-
-/// A JSON object; the derived decoders alone would take an array of a struct's fields for the struct as well.
-pub(crate) struct Object<T>(pub T);
-
-impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct Fields<T>(PhantomData<T>);
-
-        impl<'de, T: Deserialize<'de>> Visitor<'de> for Fields<T> {
-            type Value = T;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
-
-            fn visit_map<A: MapAccess<'de>>(self, fields: A) -> Result<T, A::Error> {
-                T::deserialize(MapAccessDeserializer::new(fields))
-            }
-        }
-
-        deserializer.deserialize_map(Fields(PhantomData)).map(Object)
-    }
-}
-
-/// For fields that hold an object, or nothing.
-pub(crate) fn object<'de, D: Deserializer<'de>, T: Deserialize<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    Ok(Option::<Object<T>>::deserialize(deserializer)?.map(|object| object.0))
-}
-
-/// For fields that hold an integer, or nothing. As in JSON Schema, a number without a fraction is an integer however it
-/// is written; the derived decoders refuse `1.0`.
-pub(crate) fn integer<'de, D: Deserializer<'de>, T: TryFrom<i128>>(deserializer: D) -> Result<Option<T>, D::Error> {
-    struct Integer;
-
-    impl Visitor<'_> for Integer {
-        type Value = i128;
-
-        fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-            f.write_str("an integer")
-        }
-
-        fn visit_u64<E: Error>(self, value: u64) -> Result<i128, E> {
-            Ok(value.into())
-        }
-
-        fn visit_i64<E: Error>(self, value: i64) -> Result<i128, E> {
-            Ok(value.into())
-        }
-
-        fn visit_f64<E: Error>(self, value: f64) -> Result<i128, E> {
-            if value.fract() != 0.0 {
-                return Err(E::invalid_type(Unexpected::Float(value), &self));
-            }
-            // Beyond the range of i128 it saturates, which is out of every field's range as well.
-            Ok(value as i128)
-        }
-    }
-
-    struct Whole(i128);
-
-    impl<'de> Deserialize<'de> for Whole {
-        fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-            deserializer.deserialize_any(Integer).map(Whole)
-        }
-    }
-
-    let Some(Whole(value)) = Option::<Whole>::deserialize(deserializer)? else { return Ok(None) };
-    let narrow = |_| D::Error::custom(format_args!("integer {value} is out of the field's range"));
-    T::try_from(value).map_err(narrow).map(Some)
-}
-
-/// For a field that always holds an integer.
-fn offset<'de, D: Deserializer<'de>>(deserializer: D) -> Result<u64, D::Error> {
-    integer(deserializer)?.ok_or_else(|| D::Error::invalid_type(Unexpected::Unit, &"an integer"))
-}
-
-/// For fields that hold objects, or nothing.
-pub(crate) fn objects<'de, D, T>(deserializer: D) -> Result<Option<Vec<T>>, D::Error>
-where
-    D: Deserializer<'de>,
-    T: Deserialize<'de>,
-{
-    let objects = Option::<Vec<Object<T>>>::deserialize(deserializer)?;
-    Ok(objects.map(|objects| objects.into_iter().map(|object| object.0).collect()))
-}
 
 /// Publishes into one channel.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
