@@ -19,6 +19,7 @@ use super::{Caller, Connected, Phase, Session, frame, method, time_to_live};
 use crate::error::Failure;
 use crate::{
     ChannelKind, Compiled, HistoryQuery, NamespaceOptions, OperationError, Publish, Resolved, SubscriptionClaims,
+    TokenError,
 };
 
 /// Payload bytes after which a page of history for a client ends.
@@ -161,7 +162,7 @@ impl Session {
         let caller = self.caller(&connected.identity);
         self.flight.get_or_insert_default().block(channel.clone());
         let future = async move {
-            let outcome = verify(&caller, &channel, &request.token).await.map(Box::new);
+            let outcome = verify(&caller, &channel, &request.token).await.map(Box::new).map_err(Failure::from);
             Done::SubscriptionRefreshed { id, channel, outcome }
         };
         Ok(Started::Done(future.boxed()))
@@ -212,7 +213,14 @@ async fn subscribe(
 ) -> Result<Established, Failure> {
     let claims = match request.token.as_str() {
         "" => SubscriptionClaims::default(),
-        token => verify(&caller, &request.channel, token).await?,
+        token => verify(&caller, &request.channel, token).await.map_err(|failure| match failure {
+            // A subscribe fails for itself; connect and the refreshes end the connection.
+            TokenFailure::Refused(TokenError::Invalid { reason }) => {
+                tracing::debug!(reason, "a subscription token was refused");
+                ErrorCode::PERMISSION_DENIED.into()
+            }
+            failure => Failure::from(failure),
+        })?,
     };
     let plan = Plan {
         channel: request.channel.into(),
@@ -242,15 +250,33 @@ async fn subscribe(
     .await
 }
 
-/// A subscription token that is for this user, connection and channel; as published, any other ends the connection.
-async fn verify(caller: &Caller, channel: &str, token: &str) -> Result<SubscriptionClaims, Failure> {
-    let claims = caller.node.tokens().subscription(token).await?;
+/// Why a subscription token does not serve.
+enum TokenFailure {
+    /// It is not valid.
+    Refused(TokenError),
+    /// It is for another user, connection or channel.
+    Foreign,
+}
+
+impl From<TokenFailure> for Failure {
+    fn from(failure: TokenFailure) -> Self {
+        match failure {
+            TokenFailure::Refused(error) => error.into(),
+            TokenFailure::Foreign => Disconnect::INVALID_TOKEN.into(),
+        }
+    }
+}
+
+/// A subscription token that is for this user, connection and channel; as published, one for another ends the
+/// connection.
+async fn verify(caller: &Caller, channel: &str, token: &str) -> Result<SubscriptionClaims, TokenFailure> {
+    let claims = caller.node.tokens().subscription(token).await.map_err(TokenFailure::Refused)?;
     let client = &claims.client;
     if claims.channel != channel
         || claims.user != *caller.identity.user
         || !(client.is_empty() || *client == caller.identity.client.to_string())
     {
-        return Err(Disconnect::INVALID_TOKEN.into());
+        return Err(TokenFailure::Foreign);
     }
     Ok(claims)
 }

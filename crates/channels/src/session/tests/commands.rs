@@ -126,7 +126,8 @@ async fn a_subscription_token_must_match_user_channel_and_client() {
             ..Default::default()
         }))
     };
-    for token in ["bad", "bert;channel=closed:a", "anna;channel=closed:b", "anna;channel=closed:a;client=other"] {
+    assert_eq!(code(client.call(with("bad")).await), 103);
+    for token in ["bert;channel=closed:a", "anna;channel=closed:b", "anna;channel=closed:a;client=other"] {
         let (mut refused, _) = Client::connect_as(&node, "anna").await;
         refused.send(with(token));
         assert_eq!(refused.close().await, Disconnect::INVALID_TOKEN, "{token}");
