@@ -148,6 +148,26 @@ test('disconnect by API of one client leaves the others of that user', async () 
   assert.equal(third.state, 'connected');
 });
 
+test('pings keep a quiet connection', async () => {
+  const client = await connect(variant, { maxServerPingDelay: 500 });
+  const begin = Date.now();
+  // Three intervals of the configuration; the SDK leaves on its own when a ping is missing, the server when a pong is.
+  await until('three pings', () => Date.now() - begin > 6500);
+  assert.deepEqual(client.log.map((e) => e.event), ['connecting', 'connected']);
+});
+
+test('a client that never answers a ping is closed with 3012', async () => {
+  const socket = new WebSocket(ws);
+  const replies = [];
+  socket.on('message', (data) => replies.push(JSON.parse(data)));
+  const closed = new Promise((resolve) => socket.on('close', (code, reason) => resolve([code, String(reason)])));
+  await new Promise((resolve) => socket.on('open', resolve));
+  socket.send(JSON.stringify({ id: 1, connect: { token: token({ sub: 'silent' }, { ttl: 60 }) } }));
+  assert.deepEqual(await closed, [3012, 'no pong']);
+  assert.equal(replies[0].connect.ping, 2);
+  assert.ok(replies[0].connect.client);
+}, { only: ['json'] });
+
 test('an Origin that is not allowed gets no connection', async () => {
   const status = (origin) =>
     new Promise((resolve) => {

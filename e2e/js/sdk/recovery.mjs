@@ -78,6 +78,18 @@ test('recovery of 10,000 publications', async () => {
   await complete(sub, 1, 10_006);
 });
 
+test('recovery of 100,000 publications', async () => {
+  const channel = unique('vast:');
+  const client = await connect(variant);
+  const sub = await subscribe(client, channel);
+  await publishMany(channel, 1, 1);
+  await complete(sub, 1, 1);
+  await offline(client, () => publishMany(channel, 2, 100_000));
+  assert.equal((await resubscribed(sub)).recovered, true);
+  await publishMany(channel, 100_002, 3);
+  await complete(sub, 1, 100_004, 60);
+});
+
 test('recovery of 10,000 publications while others go on publishing', async () => {
   const channel = unique('deep:');
   const client = await connect(variant);
