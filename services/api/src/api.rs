@@ -13,7 +13,7 @@ use plenum_telemetry::{ApiMethod, Label, ResultCode};
 use serde::de::DeserializeOwned;
 
 use crate::batch::BatchRequest;
-use crate::decode::Object;
+use crate::decode;
 use crate::http_reply::{HttpReply, JSON, json, method_not_allowed, reply, unless_get};
 use crate::methods::{Call, Calls};
 use crate::request::*;
@@ -153,8 +153,8 @@ impl Api {
     }
 
     async fn one<C: Call + DeserializeOwned>(&self, body: &[u8], mode: ErrorMode) -> HttpReply {
-        let request = match serde_json::from_slice::<Object<C>>(body) {
-            Ok(request) => request.0,
+        let request = match decode::whole::<C>(body) {
+            Ok(request) => request,
             Err(error) => {
                 self.calls.metrics.api_requests(C::METHOD, ResultCode::new(ErrorCode::BAD_REQUEST.code)).inc();
                 return malformed(error);
@@ -169,9 +169,9 @@ impl Api {
     /// A batch that is refused as a whole has no reply to put its error into, so the status says it in either mode.
     async fn batch(&self, body: &[u8]) -> HttpReply {
         let started = Instant::now();
-        let (code, reply) = match serde_json::from_slice::<Object<BatchRequest>>(body) {
+        let (code, reply) = match decode::whole::<BatchRequest>(body) {
             Err(error) => (ErrorCode::BAD_REQUEST.code, malformed(error)),
-            Ok(Object(batch)) => match batch.replies(&self.calls).await {
+            Ok(batch) => match batch.replies(&self.calls).await {
                 Ok(result) => (0, json(StatusCode::OK, &result)),
                 Err(error) => (error.code, json(error.status(), &error)),
             },

@@ -4,7 +4,7 @@ use std::fmt;
 use std::marker::PhantomData;
 
 use serde::de::value::MapAccessDeserializer;
-use serde::de::{Error, MapAccess, Unexpected, Visitor};
+use serde::de::{DeserializeOwned, Error, MapAccess, Unexpected, Visitor};
 use serde::{Deserialize, Deserializer};
 
 use crate::request::Json;
@@ -35,6 +35,18 @@ impl<'de, T: Deserialize<'de>> Deserialize<'de> for Object<T> {
 
         deserializer.deserialize_map(Fields(PhantomData)).map(Object)
     }
+}
+
+/// A whole body that is one object; the error says which field is wrong.
+pub(crate) fn whole<T: DeserializeOwned>(body: &[u8]) -> Result<T, String> {
+    serde_json::from_slice::<Object<T>>(body).map(|object| object.0).map_err(|error| {
+        // Read again with the path being kept, which good bodies need not pay for.
+        let mut body = serde_json::Deserializer::from_slice(body);
+        match serde_path_to_error::deserialize::<_, Object<T>>(&mut body) {
+            Err(located) if located.path().iter().len() > 0 => format!("field {}: {error}", located.path()),
+            _ => error.to_string(),
+        }
+    })
 }
 
 /// For fields that hold an object, or nothing.
@@ -104,8 +116,19 @@ mod tests {
     use super::*;
     use crate::request::{HistoryRequest, InfoRequest, PublishRequest, SubscribeRequest};
 
-    fn read<T: for<'de> Deserialize<'de>>(text: &str) -> Result<T, String> {
-        serde_json::from_str::<Object<T>>(text).map(|object| object.0).map_err(|error| error.to_string())
+    fn read<T: DeserializeOwned>(text: &str) -> Result<T, String> {
+        whole(text.as_bytes())
+    }
+
+    #[test]
+    fn errors_name_the_field() {
+        for (text, start) in [
+            (r#"{"channel":5}"#, "field channel: invalid type: integer `5`, expected a string"),
+            (r#"{"channel":"a","tags":{"k":1}}"#, "field tags.k: "),
+        ] {
+            let error = read::<PublishRequest>(text).map(|_| ()).unwrap_err();
+            assert!(error.starts_with(start), "{error}");
+        }
     }
 
     #[test]
