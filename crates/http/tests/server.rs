@@ -1,4 +1,5 @@
 //! The server over real loopback sockets.
+#![allow(clippy::unwrap_used)] // Functions that tests share say what they expect by unwrapping.
 
 use std::io;
 use std::net::SocketAddr;

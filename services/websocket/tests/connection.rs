@@ -1,4 +1,5 @@
 //! The task of a connection against a double of the session.
+#![allow(clippy::unwrap_used)] // Functions that tests share say what they expect by unwrapping.
 
 mod common;
 

@@ -1,4 +1,5 @@
 //! Real sessions over real sockets.
+#![allow(clippy::unwrap_used)] // Functions that tests share say what they expect by unwrapping.
 
 mod common;
 
@@ -72,11 +73,9 @@ async fn what_comes_with_the_handshake_is_not_lost() {
     let node = node(|_| ());
     let rig = serve_node(&node, config());
     let mut stream = TcpStream::connect(rig.address).await.unwrap();
-    let mut bytes = format!(
-        "GET /connection/websocket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
-         Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-    )
-    .into_bytes();
+    let mut bytes = b"GET /connection/websocket HTTP/1.1\r\nHost: a\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+        Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        .to_vec();
     bytes.extend([0x81, 0x80 | CONNECT.len() as u8, 0, 0, 0, 0]);
     bytes.extend(CONNECT.as_bytes());
     stream.write_all(&bytes).await.unwrap();

@@ -1,4 +1,5 @@
 //! A session over TLS.
+#![allow(clippy::unwrap_used)] // Functions that tests share say what they expect by unwrapping.
 
 mod common;
 
