@@ -14,6 +14,7 @@ const PUBLISHERS = 3;
 const PAUSE_MS = 50; // between two publications of one publisher
 const CUT_EVERY_MS = 400;
 const SHARE = 0.05; // of the connections, at each cut
+const AWAY_MS = 1000; // how long nobody gets in, now and then
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 
@@ -52,12 +53,18 @@ async function publish(p, channel, end) {
   return n;
 }
 
+/** Cuts a few connections at a time, in turn between two writes and within one, and sometimes keeps them out a while. */
 async function breakConnections(end) {
   let cuts = 0;
-  while (Date.now() < end) {
+  for (let turn = 1; Date.now() < end; turn += 1) {
     await pause(CUT_EVERY_MS);
-    // Every third time in the middle of what is being sent, else between two writes.
-    cuts += (await network(`cut?share=${SHARE}${cuts % 3 ? '' : '&after=500'}`)).cut;
+    const away = turn % 10 === 0;
+    if (away) await network('refuse');
+    cuts += (await network(`cut?share=${away ? 4 * SHARE : SHARE}${turn % 3 ? '' : '&after=500'}`)).cut;
+    if (away) {
+      await pause(AWAY_MS);
+      await network('accept');
+    }
   }
   return cuts;
 }
@@ -92,7 +99,7 @@ test(`${CONNECTIONS} connections come and go for ${SECONDS} s`, async () => {
   const returns = subscribers.reduce((sum, { client }) => sum + all(client.log, 'connected').length - 1, 0);
   const recovered = subscribers.flatMap(({ sub }) => all(sub.log, 'subscribed').slice(1));
   assert.ok(recovered.every((context) => context.recovered), 'somebody was told that recovery failed');
-  assert.ok(returns > CONNECTIONS, `only ${returns} returns: too few to say anything`);
+  assert.ok(returns > (CONNECTIONS * SECONDS) / 20, `only ${returns} returns: too few to say anything`);
   const total = sent.reduce((a, b) => a + b, 0);
   console.log(`      ${total} publications × ${CONNECTIONS} subscribers, ${cuts} cuts, ${returns} returns`);
 });
