@@ -1,0 +1,1 @@
+//! The log and the control bus on pooled NATS JetStream.
