@@ -132,7 +132,7 @@ pub fn number(value: f64) -> String {
     } else if magnitude >= 10.0 {
         format!("{value:.1}")
     } else if magnitude >= 1.0 {
-        format!("{value:.2}").trim_end_matches('0').to_owned()
+        format!("{value:.2}").trim_end_matches('0').trim_end_matches('.').to_owned()
     } else {
         format!("{value:.3}")
     }
@@ -148,6 +148,7 @@ mod tests {
             (0.0, "0"),
             (0.1234, "0.123"),
             (1.5, "1.5"),
+            (6.999, "7"),
             (4.256, "4.26"),
             (42.16, "42.2"),
             (421.6, "422"),

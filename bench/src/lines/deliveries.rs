@@ -1,6 +1,5 @@
 //! CPU time of the server for each delivery of a publication to a subscriber.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -156,11 +155,11 @@ impl<'a> Stage<'a> {
         let mut swarm = Swarm::new(server.address())?;
         let greeting = Greeting::new("", Some(&channel))?;
         let time = Duration::from_secs(30);
-        swarm.open(subscribers, 64, Ipv4Addr::LOCALHOST, time, |_| greeting.clone(), &mut audience)?;
+        swarm.open(subscribers, 64, time, |_| greeting.clone(), &mut audience)?;
         let caller = match deliveries.publisher {
             Publisher::Websocket => {
                 let greeting = Greeting::new("", None)?;
-                swarm.open(1, 1, Ipv4Addr::LOCALHOST, time, |_| greeting.clone(), &mut audience)?;
+                swarm.open(1, 1, time, |_| greeting.clone(), &mut audience)?;
                 None
             }
             Publisher::Api => Some(Caller::new(server.address())?),

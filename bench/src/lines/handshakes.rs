@@ -1,6 +1,5 @@
 //! How many clients can connect and subscribe in a second, and what each costs the server.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -70,8 +69,8 @@ impl Handshakes {
         let greetings = greetings?;
         let server = Server::start(context.binary)?;
         let mut rounds = Vec::new();
-        for round in 0..self.rounds {
-            rounds.push(self.round(&server, &greetings, u8::try_from(round)?)?);
+        for _ in 0..self.rounds {
+            rounds.push(self.round(&server, &greetings)?);
         }
         let median = |value: fn(&Round) -> f64| {
             let mut values: Vec<_> = rounds.iter().map(value).collect();
@@ -84,7 +83,7 @@ impl Handshakes {
         };
         let rates: Vec<_> = rounds.iter().map(|round| number(round.rate)).collect();
         let notes = format!(
-            "{} connections a round, {} at a time; rounds: {} /s; the server's share of an end: {} µs CPU",
+            "{} connections a round, {} at a time; rounds: {} /s; an end costs the server {} µs CPU",
             number(self.count as f64),
             self.concurrent,
             rates.join(", "),
@@ -107,15 +106,13 @@ impl Handshakes {
         Greeting::new(&token, Some("bench"))
     }
 
-    fn round(&self, server: &Server, greetings: &[Greeting], round: u8) -> Result<Round> {
+    fn round(&self, server: &Server, greetings: &[Greeting]) -> Result<Round> {
         let count = self.count as f64;
         let files = open_files(server.pid())?;
         let mut swarm = Swarm::new(server.address())?;
-        // Each round has its own ports: those of the round before wait for a minute.
-        let source = Ipv4Addr::new(127, 0, 0, 2 + round);
         let (start, before) = (Instant::now(), server.cpu()?);
         let (concurrent, all) = (usize::try_from(self.concurrent)?, usize::try_from(self.count)?);
-        swarm.open(all, concurrent, source, Duration::from_secs(120), |index| greetings[index].clone(), &mut Quiet)?;
+        swarm.open(all, concurrent, Duration::from_secs(120), |index| greetings[index].clone(), &mut Quiet)?;
         let (elapsed, opened) = (start.elapsed(), server.cpu()?);
         drop(swarm);
         let deadline = Instant::now() + Duration::from_secs(20);

@@ -1,6 +1,5 @@
 //! Memory and CPU time of connections on which nothing happens but pings.
 
-use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
@@ -74,7 +73,7 @@ impl Idle {
         let mut greetings = greetings?.into_iter();
         let fallback = Greeting::new("", None)?;
         let next = |_| greetings.next().unwrap_or_else(|| fallback.clone());
-        swarm.open(count, 64, Ipv4Addr::LOCALHOST, Duration::from_secs(120), next, &mut Quiet)?;
+        swarm.open(count, 64, Duration::from_secs(120), next, &mut Quiet)?;
         let full = settle(&server, &mut swarm)?;
         let bytes = (full - empty as f64) / self.connections as f64;
         let each = match self.channels {

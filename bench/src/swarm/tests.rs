@@ -1,5 +1,5 @@
 use std::io::{Read, Write};
-use std::net::TcpListener;
+use std::net::{Ipv4Addr, TcpListener};
 use std::thread::JoinHandle;
 
 use super::*;
@@ -52,7 +52,7 @@ fn frame(text: &str) -> Vec<u8> {
 
 fn open(swarm: &mut Swarm, listener: &mut Collect) -> Result<()> {
     let greeting = Greeting::new("", Some("c"))?;
-    swarm.open(1, 1, Ipv4Addr::LOCALHOST, Duration::from_secs(5), |_| greeting.clone(), listener)
+    swarm.open(1, 1, Duration::from_secs(5), |_| greeting.clone(), listener)
 }
 
 #[test]
