@@ -258,8 +258,12 @@ impl Node {
             let reason = format!("{}, allowed are 3000 to 4999", disconnect.code);
             return Err(OperationError::BadRequest { field: "disconnect.code", reason });
         }
-        let order =
-            Order::Disconnect { target, code: disconnect.code, reason: disconnect.reason.into_owned(), whitelist };
+        // SDKs take a close without a reason for a lost connection and come back whatever the code says.
+        let reason = match disconnect.reason.into_owned() {
+            reason if reason.is_empty() => "disconnect".to_owned(),
+            reason => reason,
+        };
+        let order = Order::Disconnect { target, code: disconnect.code, reason, whitelist };
         Ok(self.control.broadcast(order).await?)
     }
 

@@ -96,6 +96,9 @@ async fn the_api_disconnects_with_a_whitelist() {
     let (mut kept, connected) = Client::connect_as(&node, "anna").await;
     node.disconnect(user("anna"), Disconnect::FORCE_NO_RECONNECT, vec![connected.client]).await.unwrap();
     assert_eq!(gone.close().await, Disconnect::FORCE_NO_RECONNECT);
+    let (mut wordless, _) = Client::connect_as(&node, "bert").await;
+    node.disconnect(user("bert"), Disconnect::custom(4500, ""), vec![]).await.unwrap();
+    assert!(!wordless.close().await.reason.is_empty(), "SDKs come back after a close without a reason");
     kept.idle(1).await;
     assert!(kept.closed.is_none());
     assert!(node.disconnect(user(""), Disconnect::FORCE_NO_RECONNECT, vec![]).await.is_err());
