@@ -135,7 +135,8 @@ pub trait Control: Send + Sync + 'static {
     /// Names the replica that this side serves; called once, before anything else.
     fn attach(&self, replica: Arc<dyn Replica>);
 
-    /// Has every replica execute the order; resolves when all that can be reached have it.
+    /// Has every replica execute the order; resolves when all that can be reached have it, or fails after 2 s when one of
+    /// them has not said so (the order may still take effect there: orders are idempotent, so it can be given again).
     async fn broadcast(&self, order: Order) -> Result<(), ControlError>;
 
     /// Asks every replica; resolves with the answers of those that answered within 2 s, this one's among them.

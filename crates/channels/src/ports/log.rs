@@ -72,7 +72,9 @@ pub struct Append {
     pub retention: Retention,
     /// Makes retries safe.
     pub idempotency: Option<IdempotencyKey>,
-    /// Append only if this is the offset of the channel's last publication (0: none was ever published).
+    /// Append only if this is the offset of the channel's last publication (0: none was ever published). Of a channel
+    /// that may have been forgotten, what [`Log::tail`] says counts, so a retry with the tail's offset succeeds. A known
+    /// idempotency key is answered before this is looked at, and a refusal does not use the key up.
     pub expected: Option<u64>,
     /// Kept with the channel's tail, returned by [`Log::tail`].
     pub version: Option<Version>,
@@ -155,7 +157,8 @@ pub struct Page {
     /// Proof that nothing is missing between `since` and what follows it here, and that `since` lies in this epoch and
     /// not beyond `top`. Never true when anything between was trimmed, expired, removed, or is older than
     /// `retention.size` publications. A quiet channel whose data expired is complete while its tail is remembered.
-    /// Meaningless (true) for [`Since::End`].
+    /// Meaningless (true) for [`Since::End`]. With a foreign epoch it is false and `entries` is empty; with a position
+    /// that is too old it is false and `entries` holds what is still visible.
     pub complete: bool,
     /// More visible publications follow in the direction read.
     pub more: bool,
