@@ -1,1 +1,7 @@
 //! The log and the control bus on pooled NATS JetStream.
+//!
+//! The reusable part: [`pool`] (connections), [`publish`] (three ways to publish), [`subscriber`] (queue and durable
+//! subscriptions), [`workers`] (keyed worker pool), [`report`] (what all of them use). `docs/nats.md` is its manual.
+
+pub mod pool;
+pub mod publish;

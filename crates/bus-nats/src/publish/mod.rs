@@ -1,0 +1,62 @@
+//! Publishing to JetStream: without waiting, in batches, and one by one. `docs/nats.md` says when to use which.
+
+mod ack;
+mod envelope;
+mod publisher;
+mod window;
+
+use async_nats::{HeaderMap, Subject};
+use bytes::Bytes;
+
+pub use ack::{Ack, PublishError};
+pub use envelope::{Envelope, EnvelopeError};
+pub use publisher::{BatchReport, FailedPublish, FailureSink, Publisher, PublisherConfig, PublisherStats};
+pub use window::{PendingAck, Window};
+
+/// One message to publish. Clones share its bytes.
+#[derive(Clone, Debug)]
+pub struct Outgoing {
+    /// Where to.
+    pub subject: Subject,
+    /// What.
+    pub payload: Bytes,
+    /// Headers; none is the cheapest.
+    pub headers: Option<HeaderMap>,
+    /// Messages with the same key keep their order; `None` takes the subject as the key.
+    pub key: Option<u64>,
+}
+
+impl Outgoing {
+    /// A message without headers.
+    pub fn new(subject: impl Into<Subject>, payload: impl Into<Bytes>) -> Self {
+        Outgoing { subject: subject.into(), payload: payload.into(), headers: None, key: None }
+    }
+
+    /// Stored once within the stream's duplicate window, however often it is sent.
+    pub fn message_id(self, id: &str) -> Self {
+        self.header("Nats-Msg-Id", id)
+    }
+
+    /// Carries a W3C trace context.
+    pub fn traceparent(self, traceparent: &str) -> Self {
+        self.header("traceparent", traceparent)
+    }
+
+    /// Keeps the order among messages with the same key, whatever their subjects.
+    pub fn key(mut self, key: u64) -> Self {
+        self.key = Some(key);
+        self
+    }
+
+    fn header(mut self, name: &'static str, value: &str) -> Self {
+        self.headers.get_or_insert_with(HeaderMap::new).insert(name, value);
+        self
+    }
+
+    fn pin(&self) -> u64 {
+        self.key.unwrap_or_else(|| {
+            use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+            BuildHasherDefault::<DefaultHasher>::default().hash_one(self.subject.as_str())
+        })
+    }
+}
