@@ -20,7 +20,7 @@ pub struct Api {
     /// Publishes in one request; more than 1 is a batch.
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1000))]
     pub batch: u64,
-    /// Publishes in all, rounded up to whole requests. Default: 50,000, in batches 500,000.
+    /// Publishes in all, rounded up to whole requests. Default: 100,000, in batches 2,000,000.
     #[arg(long)]
     pub publishes: Option<u64>,
     /// The channels keep history.
@@ -49,7 +49,7 @@ impl Api {
     /// Measures.
     pub fn measure(&self, context: &Context<'_>) -> Result<Vec<Line>> {
         let server = Server::start(context.binary)?;
-        let publishes = self.publishes.unwrap_or(if self.batch == 1 { 50_000 } else { 500_000 });
+        let publishes = self.publishes.unwrap_or(if self.batch == 1 { 100_000 } else { 2_000_000 });
         let requests = publishes.div_ceil(self.batch).max(self.concurrent);
         let each = || (0..self.concurrent).map(|index| self.request(&server, index)).collect::<Vec<_>>();
         Caller::new(server.address())?.send(&each()[0])?;

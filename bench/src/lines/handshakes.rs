@@ -68,6 +68,9 @@ impl Handshakes {
         let greetings: Result<Vec<_>> = (0..self.count).map(|index| self.greeting(index)).collect();
         let greetings = greetings?;
         let server = Server::start(context.binary)?;
+        if self.auth == Auth::Hmac {
+            refuses_forged_tokens(&server)?;
+        }
         let mut rounds = Vec::new();
         for _ in 0..self.rounds {
             rounds.push(self.round(&server, &greetings)?);
@@ -98,10 +101,7 @@ impl Handshakes {
     fn greeting(&self, index: u64) -> Result<Greeting> {
         let token = match self.auth {
             Auth::None => String::new(),
-            Auth::Hmac => {
-                let spec = ConnectionTokenSpec { user: format!("user-{index}"), ..ConnectionTokenSpec::default() };
-                sign_connection(TOKEN_SECRET, &spec)?
-            }
+            Auth::Hmac => token(index, TOKEN_SECRET)?,
         };
         Greeting::new(&token, Some("bench"))
     }
@@ -127,4 +127,18 @@ impl Handshakes {
             closing: micros(closed.since(&opened)) / count,
         })
     }
+}
+
+fn token(index: u64, secret: &str) -> Result<String> {
+    let spec = ConnectionTokenSpec { user: format!("user-{index}"), ..ConnectionTokenSpec::default() };
+    Ok(sign_connection(secret, &spec)?)
+}
+
+/// A server that does not look at tokens would be fast for nothing.
+fn refuses_forged_tokens(server: &Server) -> Result<()> {
+    let forged = Greeting::new(&token(0, &TOKEN_SECRET.to_uppercase())?, None)?;
+    let mut swarm = Swarm::new(server.address())?;
+    let outcome = swarm.open(1, 1, Duration::from_secs(5), |_| forged.clone(), &mut Quiet);
+    ensure!(outcome.is_err(), "the server takes tokens with a wrong signature");
+    Ok(())
 }
