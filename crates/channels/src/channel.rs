@@ -192,6 +192,7 @@ impl Channel {
             return;
         }
         state.position.offset = entry.offset;
+        self.metrics.publications_received.inc();
         if let Some(recent) = &mut state.recent {
             recent.push(entry);
         }
@@ -212,6 +213,9 @@ impl Channel {
     }
 
     fn announcement(&self, state: &mut State, announcement: &Announcement) {
+        if matches!(announcement, Announcement::Publication(_)) {
+            self.metrics.publications_received.inc();
+        }
         let mut frames = Frames::default();
         let mut delivered = 0;
         for member in &mut state.members {

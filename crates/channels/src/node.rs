@@ -6,6 +6,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
+use parking_lot::Mutex;
 use plenum_protocol::{Disconnect, Encoding};
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
@@ -13,6 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::hub::Hub;
+use crate::memory::idempotency::Idempotency;
 use crate::outbox::Mail;
 use crate::registry::Registry;
 use crate::wheel::{TICK, Wheel};
@@ -23,6 +25,11 @@ use crate::{
 
 /// How often the presence lease is renewed.
 const RENEWAL: Duration = Duration::from_secs(1);
+
+/// How long the idempotency key of a publication that the log does not keep is remembered.
+const ANNOUNCED_WINDOW: Duration = Duration::from_secs(300);
+/// How many such keys are remembered; the oldest is forgotten for a new one.
+const MAX_ANNOUNCED: usize = 1 << 16;
 
 /// What a node is made of.
 pub struct Parts {
@@ -60,6 +67,8 @@ pub struct Node {
     name: String,
     started: Instant,
     accepting: AtomicBool,
+    /// Idempotency keys of publications that the log does not keep; of this replica only.
+    pub(crate) announced: Mutex<Idempotency>,
     /// Second since start in the upper half, connections accepted in it in the lower.
     rate: AtomicU64,
 }
@@ -112,6 +121,7 @@ impl Node {
             name: parts.name,
             started: Instant::now(),
             accepting: AtomicBool::new(true),
+            announced: Mutex::new(Idempotency::new(ANNOUNCED_WINDOW.as_millis() as u64, MAX_ANNOUNCED)),
             rate: AtomicU64::new(0),
         });
         parts.control.attach(Arc::new(Side(Arc::downgrade(&node))));
@@ -166,6 +176,11 @@ impl Node {
 
     pub(crate) fn tokens(&self) -> Arc<dyn Tokens> {
         self.tokens.load().as_ref().clone()
+    }
+
+    /// Milliseconds since this node was made.
+    pub(crate) fn uptime_ms(&self) -> u64 {
+        self.started.elapsed().as_millis() as u64
     }
 
     /// Unique id of this run.

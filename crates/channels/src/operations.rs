@@ -8,12 +8,14 @@ use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 use plenum_protocol::codes::Unsubscribed;
 use plenum_protocol::{ClientInfo, Disconnect, Publication};
+use plenum_telemetry::AppendFailure;
 use tokio::time::Instant;
 
 use crate::pattern::Pattern;
 use crate::{
-    Announcement, Answer, Append, AppendError, Durability, IdempotencyKey, NamespaceOptions, Node, NodeInfo,
-    OperationError, Order, Position, PresenceStats, Question, Read, Since, SubscribeOptions, Target, Version,
+    Announcement, Answer, Append, AppendError, Appended, Durability, IdempotencyKey, NamespaceOptions, Node, NodeInfo,
+    OperationError, Order, Page, Position, PresenceStats, Question, Read, ReadError, Since, SubscribeOptions, Target,
+    Version,
 };
 
 /// Attempts to publish a version while others publish on the same channel.
@@ -88,23 +90,17 @@ impl Node {
             Ok(namespace) => namespace,
             Err(error) => return std::future::ready(Err(error)).boxed(),
         };
-        self.metrics.publications_received.inc();
         let publication = Publication { data: request.data, tags: request.tags, info, ..Publication::default() };
+        let idempotency = (!request.idempotency_key.is_empty())
+            .then(|| IdempotencyKey { scope: scope.to_owned(), key: request.idempotency_key });
         if request.skip_history || namespace.durability == Durability::None {
-            let log = self.log.clone();
-            let channel = request.channel;
-            return async move {
-                log.announce(&channel, Announcement::Publication(publication)).await?;
-                Ok(Published { position: None })
-            }
-            .boxed();
+            return announce(self.clone(), request.channel, publication, idempotency).boxed();
         }
         let append = Append {
             channel: request.channel.into(),
             publication,
             retention: namespace.retention(),
-            idempotency: (!request.idempotency_key.is_empty())
-                .then(|| IdempotencyKey { scope: scope.to_owned(), key: request.idempotency_key }),
+            idempotency,
             expected: None,
             version: (request.version > 0).then_some(Version { number: request.version, scope: request.version_epoch }),
         };
@@ -112,15 +108,41 @@ impl Node {
         if append.version.is_some() {
             return publish_version(self.clone(), append, shows_position).boxed();
         }
-        let metrics = self.metrics.clone();
+        let appending = self.append(append);
+        async move { Ok(Published { position: shows_position.then_some(appending.await?.position) }) }.boxed()
+    }
+
+    /// Appends and counts. The call itself fixes the order.
+    fn append(
+        self: &Arc<Self>,
+        append: Append,
+    ) -> impl Future<Output = Result<Appended, AppendError>> + Send + 'static {
+        let node = self.clone();
         let started = Instant::now();
         let appending = self.log.append(append);
         async move {
             let appended = appending.await;
-            metrics.log_append_seconds.observe(started.elapsed().as_secs_f64());
-            Ok(Published { position: shows_position.then_some(appended?.position) })
+            node.metrics.log_append_seconds.observe(started.elapsed().as_secs_f64());
+            appended.inspect_err(|error| node.count_failure(error))
         }
-        .boxed()
+    }
+
+    fn count_failure(&self, error: &AppendError) {
+        let reason = match error {
+            AppendError::Conflict { .. } => AppendFailure::Conflict,
+            AppendError::TooLarge { .. } => AppendFailure::TooLarge,
+            AppendError::Unavailable { .. } => AppendFailure::Unavailable,
+            AppendError::Indeterminate => AppendFailure::Indeterminate,
+        };
+        self.metrics.append_failures(reason).inc();
+    }
+
+    /// Reads the log and measures how long that takes.
+    pub(crate) async fn read(&self, channel: &str, read: Read) -> Result<Page, ReadError> {
+        let started = Instant::now();
+        let page = self.log.read(channel, read).await;
+        self.metrics.log_read_seconds.observe(started.elapsed().as_secs_f64());
+        page
     }
 
     fn check_publish(&self, request: &Publish) -> Result<Arc<NamespaceOptions>, OperationError> {
@@ -171,7 +193,7 @@ impl Node {
             Since::End => None,
         };
         let read = Read { since, reverse: query.reverse, limit, max_bytes, retention: namespace.retention() };
-        let page = self.log.read(channel, read).await?;
+        let page = self.read(channel, read).await?;
         if epoch.is_some_and(|epoch| epoch != page.top.epoch) || (strict && !page.complete) {
             return Err(OperationError::Unrecoverable);
         }
@@ -312,6 +334,33 @@ impl Node {
 /// Payload bytes after which a page of history ends.
 const MAX_HISTORY_BYTES: usize = 16 * 1024 * 1024;
 
+/// Sends a publication that the log does not keep, once for the same key on this replica.
+async fn announce(
+    node: Arc<Node>,
+    channel: String,
+    publication: Publication,
+    key: Option<IdempotencyKey>,
+) -> Result<Published, OperationError> {
+    let mut id = None;
+    if let Some(key) = key {
+        let (mut announced, now) = (node.announced.lock(), node.uptime_ms());
+        let known = announced.id(&channel, &key);
+        if announced.get(known, now).is_some() {
+            return Ok(Published { position: None });
+        }
+        announced.insert(known, 0, now);
+        id = Some(known);
+    }
+    if let Err(error) = node.log.announce(&channel, Announcement::Publication(publication)).await {
+        node.count_failure(&error);
+        if let Some(id) = id {
+            node.announced.lock().remove(id);
+        }
+        return Err(error.into());
+    }
+    Ok(Published { position: None })
+}
+
 /// Appends unless the channel holds this version or a newer one; decided against the tail by a conditional append.
 async fn publish_version(node: Arc<Node>, append: Append, shows_position: bool) -> Result<Published, OperationError> {
     for _ in 0..VERSION_ATTEMPTS {
@@ -323,7 +372,7 @@ async fn publish_version(node: Arc<Node>, append: Append, shows_position: bool) 
             return Ok(Published { position: shows_position.then_some(tail.position) });
         }
         let attempt = Append { expected: Some(tail.position.offset), ..append.clone() };
-        match node.log.append(attempt).await {
+        match node.append(attempt).await {
             Ok(appended) => return Ok(Published { position: shows_position.then_some(appended.position) }),
             Err(AppendError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),

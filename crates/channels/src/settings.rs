@@ -62,13 +62,13 @@ pub struct ClientSettings {
     pub allow_anonymous_connect_without_token: bool,
     /// Refuses connection tokens whose user id is empty. Default false.
     pub disallow_anonymous_connection_tokens: bool,
-    /// No authentication and no permission checks for clients, connections never expire: for development. Default
-    /// false.
+    /// No token is needed, clients may do everything but subscribe to private channels without a token, and connections
+    /// never expire: for development. Default false.
     pub insecure: bool,
     /// Takes the user id from this HTTP header of the handshake instead of a token; only behind a proxy that sets it.
     /// Default empty: off.
     pub user_id_http_header: String,
-    /// Adds the server's time to connect and refresh replies. Default false.
+    /// Adds the server's time to connect replies. Default false.
     pub connect_include_server_time: bool,
     /// Most publications in one history reply; also what a client gets that asks for more or for all. Default 300.
     pub history_max_publication_limit: usize,

@@ -9,10 +9,10 @@ use crate::IdempotencyKey;
 
 /// A key of one channel as two independent, secretly keyed 64-bit hashes: nobody can make two keys meet, and chance
 /// needs about 2^64 keys within one window.
-pub(super) type KeyId = (u64, u64);
+pub(crate) type KeyId = (u64, u64);
 
 /// First results by key, for a window of time and a number of keys.
-pub(super) struct Idempotency {
+pub(crate) struct Idempotency {
     hashers: (RandomState, RandomState),
     offsets: HashMap<KeyId, u64>,
     order: VecDeque<(u64, KeyId)>,
@@ -48,6 +48,12 @@ impl Idempotency {
         }
         self.offsets.insert(id, offset);
         self.order.push_back((now_ms + self.window_ms, id));
+    }
+
+    /// Forgets a key whose publication did not happen.
+    pub fn remove(&mut self, id: KeyId) {
+        self.offsets.remove(&id);
+        self.order.retain(|(_, known)| *known != id);
     }
 
     /// Frees what is older than the window; costs as much as there is to free.

@@ -2,7 +2,7 @@
 
 mod control;
 mod expiry;
-mod idempotency;
+pub(crate) mod idempotency;
 mod log;
 mod presence;
 mod room;

@@ -139,9 +139,10 @@ async fn admit(
     let claims = if !request.token.is_empty() {
         let claims = node.tokens().connection(&request.token).await?;
         if claims.user.is_empty() && settings.client.disallow_anonymous_connection_tokens {
-            return Err(Disconnect::INVALID_TOKEN.into());
+            return Err(Disconnect::PERMISSION_DENIED.into());
         }
-        claims
+        // As published: in the insecure mode no connection expires.
+        ConnectionClaims { expire_at: if settings.client.insecure { 0 } else { claims.expire_at }, ..claims }
     } else {
         let anonymous = settings.client.insecure || settings.client.allow_anonymous_connect_without_token;
         match vouched {
@@ -213,6 +214,13 @@ pub(super) fn server_plan(
         tracing::warn!(%error, "a server-side subscription names a channel that cannot be");
         Failure::from(crate::OperationError::from(error))
     })?;
+    // A server-side subscription cannot ask. It is recovered wherever the namespace allows that; joins and leaves come
+    // only where the namespace or the subscription's options force them, as published.
+    let wants = Wants {
+        positioned: resolved.namespace.allow_positioning,
+        recoverable: resolved.namespace.allow_recovery,
+        join_leave: false,
+    };
     Ok(Plan {
         channel: channel.into(),
         namespace: resolved.namespace,
@@ -220,8 +228,7 @@ pub(super) fn server_plan(
         info: options.info,
         data: options.data,
         expire_at: options.expire_at,
-        // A server-side subscription may do whatever the namespace allows.
-        wants: Wants { positioned: true, recoverable: true, join_leave: true },
+        wants,
         overrides: options.overrides,
         recover: recover.or(options.since),
         reject_unrecovered: false,

@@ -39,7 +39,7 @@ pub(super) struct Plan {
     pub(super) data: Bytes,
     /// Unix seconds; 0: never.
     pub(super) expire_at: u64,
-    /// The client asked for these; the namespace decides.
+    /// Asked for and permitted, besides what the namespace forces.
     pub(super) wants: Wants,
     pub(super) overrides: SubscribeOverrides,
     /// Offset and epoch from which to recover.
@@ -50,7 +50,7 @@ pub(super) struct Plan {
     pub(super) chunk_bytes: usize,
 }
 
-/// What a client asked for.
+/// What a client asked for and may have.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Wants {
     pub(super) positioned: bool,
@@ -92,9 +92,8 @@ impl Plan {
         let history = namespace.keeps_history();
         let forced_recovery = overrides.force_recovery.unwrap_or(namespace.force_recovery);
         let forced_positioning = overrides.force_positioning.unwrap_or(namespace.force_positioning);
-        let recoverable = history && (forced_recovery || (namespace.allow_recovery && self.wants.recoverable));
-        let positioned =
-            history && (recoverable || forced_positioning || (namespace.allow_positioning && self.wants.positioned));
+        let recoverable = history && (forced_recovery || self.wants.recoverable);
+        let positioned = history && (recoverable || forced_positioning || self.wants.positioned);
         let announces = overrides.join_leave.unwrap_or(namespace.join_leave);
         let pushes = overrides.force_push_join_leave.unwrap_or(namespace.force_push_join_leave);
         Terms {
@@ -228,7 +227,7 @@ impl Joining<'_> {
             max_bytes: chunk,
             retention: self.plan.namespace.retention(),
         };
-        let page = node.log.read(&self.plan.channel, read).await.map_err(OperationError::from)?;
+        let page = node.read(&self.plan.channel, read).await.map_err(OperationError::from)?;
         if !page.complete {
             node.metrics.recoveries(Recovery::NotRecovered).inc();
             if self.plan.reject_unrecovered {
@@ -266,7 +265,7 @@ impl Joining<'_> {
                 max_bytes: usize::MAX,
                 retention: self.plan.namespace.retention(),
             };
-            let page = node.log.read(&self.plan.channel, read).await.map_err(OperationError::from)?;
+            let page = node.read(&self.plan.channel, read).await.map_err(OperationError::from)?;
             let up_to_date = since == page.top;
             result.recovered = up_to_date || !page.entries.is_empty();
             tell_position(result, &page.top);
@@ -274,6 +273,10 @@ impl Joining<'_> {
                 Some(entry) if !up_to_date => vec![entry.publication.clone()],
                 _ => Vec::new(),
             };
+            if !result.recovered && self.plan.reject_unrecovered {
+                node.metrics.recoveries(Recovery::NotRecovered).inc();
+                return Err(ErrorCode::UNRECOVERABLE_POSITION.into());
+            }
             let mut reply = announce(result)?;
             if self.go_live(Some(&page.top), &mut reply) == GoLive::Done {
                 let outcome = if result.recovered { Recovery::Recovered } else { Recovery::NotRecovered };
@@ -328,7 +331,7 @@ pub(super) async fn catch_up(
         max_bytes: PAGE_BYTES,
         retention: namespace.retention(),
     };
-    let page = match caller.node.log.read(&channel.name, read).await {
+    let page = match caller.node.read(&channel.name, read).await {
         Ok(page) if page.complete => page,
         Ok(_) => return CatchUpOutcome::Insufficient,
         Err(error) => {

@@ -110,9 +110,10 @@ impl Session {
         let channel: Arc<str> = request.channel.as_str().into();
         let flight = self.flight.get_or_insert_default();
         flight.block(channel.clone());
+        let wants = wants(settings, &resolved.namespace, &caller, &request);
         let chunk_bytes = settings.client.recovery_max_bytes;
         let future = async move {
-            let outcome = subscribe(id, request, resolved.namespace, chunk_bytes, caller).await.map(Box::new);
+            let outcome = subscribe(id, request, resolved.namespace, wants, chunk_bytes, caller).await.map(Box::new);
             Done::Subscribed { id, channel, outcome }
         };
         Ok(Started::Done(future.boxed()))
@@ -208,6 +209,7 @@ async fn subscribe(
     id: u32,
     request: SubscribeRequest,
     namespace: Arc<NamespaceOptions>,
+    wants: Wants,
     chunk_bytes: usize,
     caller: Caller,
 ) -> Result<Established, Failure> {
@@ -229,11 +231,7 @@ async fn subscribe(
         info: claims.options.info,
         data: claims.options.data,
         expire_at: claims.options.expire_at,
-        wants: Wants {
-            positioned: request.positioned,
-            recoverable: request.recoverable,
-            join_leave: request.join_leave,
-        },
+        wants,
         overrides: claims.options.overrides,
         recover: request.recover.then_some((request.offset, request.epoch)),
         reject_unrecovered: request.flag & subscribe_flag::REJECT_UNRECOVERED != 0,
@@ -283,15 +281,34 @@ async fn verify(caller: &Caller, channel: &str, token: &str) -> Result<Subscript
 
 fn may_subscribe(settings: &Compiled, resolved: &Resolved, caller: &Caller) -> bool {
     let (user, options) = (&caller.identity.user, &resolved.namespace);
-    if settings.client.insecure {
-        return true;
-    }
     match &resolved.kind {
+        // As published, also in the insecure mode.
         ChannelKind::Private => false,
+        _ if settings.client.insecure => true,
         ChannelKind::UserLimited(users) => options.allow_user_limited_channels && users.contains(user),
         ChannelKind::Public => {
             options.allow_subscribe_for_client && (!user.is_empty() || options.allow_subscribe_for_anonymous)
         }
+    }
+}
+
+/// What the client asked for and may have. As published, whoever may read a channel's history may have positions and
+/// recovery as well, and nobody without access to presence sees who joins and leaves on request.
+fn wants(settings: &Compiled, options: &NamespaceOptions, caller: &Caller, request: &SubscribeRequest) -> Wants {
+    let user = &caller.identity.user;
+    let history = history_allowed(options).holds(settings, user, true);
+    let presence = presence_allowed(options).holds(settings, user, true);
+    Wants {
+        positioned: request.positioned && (options.allow_positioning || history),
+        recoverable: request.recoverable && (options.allow_recovery || history),
+        join_leave: request.join_leave && presence,
+    }
+}
+
+impl Allowed {
+    fn holds(&self, settings: &Compiled, user: &str, subscribed: bool) -> bool {
+        let known = !user.is_empty() || self.anonymous;
+        settings.client.insecure || (known && (self.client || (self.subscriber && subscribed)))
     }
 }
 
@@ -307,9 +324,8 @@ fn permitted(
     if !allowed.available {
         return Err(ErrorCode::NOT_AVAILABLE.into());
     }
-    let known = !connected.identity.user.is_empty() || allowed.anonymous;
-    let subscriber = allowed.subscriber && connected.subscriptions.get(channel).is_some();
-    if settings.client.insecure || (known && (allowed.client || subscriber)) {
+    let subscribed = connected.subscriptions.get(channel).is_some();
+    if allowed.holds(settings, &connected.identity.user, subscribed) {
         Ok(resolved)
     } else {
         Err(ErrorCode::PERMISSION_DENIED.into())
@@ -381,18 +397,22 @@ fn presence_allowed(options: &NamespaceOptions) -> Allowed {
     }
 }
 
+fn history_allowed(options: &NamespaceOptions) -> Allowed {
+    Allowed {
+        available: options.keeps_history(),
+        client: options.allow_history_for_client,
+        subscriber: options.allow_history_for_subscriber,
+        anonymous: options.allow_history_for_anonymous,
+    }
+}
+
 fn history(
     connected: &Connected,
     settings: &Compiled,
     caller: &Caller,
     request: HistoryRequest,
 ) -> Result<Started, Failure> {
-    permitted(connected, settings, &request.channel, |options| Allowed {
-        available: options.keeps_history(),
-        client: options.allow_history_for_client,
-        subscriber: options.allow_history_for_subscriber,
-        anonymous: options.allow_history_for_anonymous,
-    })?;
+    permitted(connected, settings, &request.channel, history_allowed)?;
     let node = caller.node.clone();
     // A reply has to fit the outbox with room to spare, and what SDKs take as one frame.
     let max_bytes = HISTORY_BYTES.min(settings.client.queue_max_size / 4);

@@ -151,7 +151,7 @@ const CLIENT: &[Entry] = &[
         "New connections per second of this process; beyond it handshakes get 503. 0: no bound.",
     ),
     ("client.user_connection_limit", Number, "Connections of one user to this process; beyond it 3504. 0: no bound."),
-    ("client.connect_include_server_time", Switch, "Puts the server's time into connect and refresh replies."),
+    ("client.connect_include_server_time", Switch, "Puts the server's time into connect replies."),
     ("client.history_max_publication_limit", Number, "Publications in one history reply, 1 to 1000000."),
     (
         "client.recovery_max_publication_limit",
@@ -168,7 +168,11 @@ const CLIENT: &[Entry] = &[
         Text,
         "HTTP header of the handshake that names the user, instead of a token; only behind a proxy that sets it. Empty: off.",
     ),
-    ("client.insecure", Switch, "No authentication and no permission checks for clients: for development."),
+    (
+        "client.insecure",
+        Switch,
+        "Clients need no token, may do everything but subscribe to private channels without one, and never expire: for development.",
+    ),
     (
         "client.insecure_public",
         Switch,
@@ -240,7 +244,7 @@ const CHANNEL: &[Entry] = &[
 
 const NAMESPACE: &[Entry] = &[
     ("presence", Switch, "Keeps who is subscribed."),
-    ("join_leave", Switch, "Tells subscribers who ask for it when others join and leave."),
+    ("join_leave", Switch, "Tells subscribers who ask for it, and may read presence, when others join and leave."),
     ("force_push_join_leave", Switch, "Tells all subscribers; needs join_leave."),
     ("history_size", Number, "Newest publications that are visible; 0: no history. Needs history_ttl."),
     (
@@ -250,9 +254,9 @@ const NAMESPACE: &[Entry] = &[
     ),
     ("history_meta_ttl", Duration, "Overrides channel.history_meta_ttl; 0s: does not."),
     ("force_positioning", Switch, "Every subscription learns when something could have been lost."),
-    ("allow_positioning", Switch, "Subscriptions that ask for it do."),
+    ("allow_positioning", Switch, "Subscriptions that ask for it do; so do those that may read history."),
     ("force_recovery", Switch, "Every subscription recovers what it missed; needs history."),
-    ("allow_recovery", Switch, "Subscriptions that ask for it do."),
+    ("allow_recovery", Switch, "Subscriptions that ask for it do; so do those that may read history."),
     ("force_recovery_mode", Text, "stream (all that was missed) or cache (the latest publication only)."),
     (
         "allow_subscribe_for_anonymous",

@@ -1,5 +1,6 @@
 //! Sessions against the in-process log, presence and control, without a socket.
 
+mod access;
 mod bounds;
 mod commands;
 mod joining;
