@@ -1,0 +1,519 @@
+//! Live delivery: a fixed number of workers, each with the channels whose hash falls to it.
+//!
+//! A worker never waits for the network: joins, gap reads and verifications run beside it as jobs, while live messages of
+//! that channel wait in its [`Chain`] within bounds. So the reader of a connection is never blocked.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_nats::{Message, Subscriber};
+use futures_util::future::BoxFuture;
+use futures_util::stream::{AbortHandle, Abortable, FuturesUnordered, SelectAll};
+use futures_util::{FutureExt, Stream, StreamExt};
+use hashbrown::HashMap;
+use plenum_channels::{Announcement, Entry, Live, LiveEvent, Position, ReadError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep_until};
+
+use super::chain::{Chain, Filled, Gap, Incoming, Output};
+use super::entry::Record;
+use super::jetstream::{RequestError, Stored};
+use super::links::Links;
+use super::repair;
+use super::shard::{Current, Shard, Tracked};
+use crate::channel_token;
+
+/// Live messages taken from one subscription before others have their turn.
+const CHUNK: usize = 64;
+
+/// A tick may overtake live messages of another connection; what it names is read after this much patience.
+const GRACE: Duration = Duration::from_millis(150);
+
+/// One call of `subscribe`.
+pub(super) struct Sink {
+    pub live: Arc<dyn Live>,
+    /// Cleared by `unsubscribe`, so that nothing that is appended later arrives.
+    pub active: AtomicBool,
+}
+
+pub(super) enum Command {
+    Subscribe { channel: Arc<str>, shard: Arc<Shard>, sink: Arc<Sink>, reply: oneshot::Sender<Result<Position, ReadError>> },
+    Unsubscribe { channel: Arc<str>, sink: Arc<Sink> },
+    /// The channel with this id has something at or after the sequence.
+    Require { id: u64, seq: u64 },
+    /// Look up the end of every channel, or of those of one shard.
+    Verify { shard: Option<usize> },
+    /// The shard is another stream now.
+    Reincarnated { shard: usize },
+}
+
+/// The way to the workers.
+#[derive(Clone)]
+pub(super) struct Workers {
+    commands: Arc<[mpsc::UnboundedSender<Command>]>,
+}
+
+impl Workers {
+    /// Starts `count` workers; they end when the last handle is dropped.
+    pub fn start(count: usize, links: &Arc<dyn Links>) -> Self {
+        let worker = |index| {
+            let (sender, receiver) = mpsc::unbounded_channel();
+            tokio::spawn(Worker::new(index, links.clone()).run(receiver));
+            sender
+        };
+        Self { commands: (0..count.max(1)).map(worker).collect() }
+    }
+
+    /// Commands of one channel are carried out in the order of the calls. The queue has no bound of its own: callers
+    /// wait for `Subscribe`, and of the others there are at most a few per channel.
+    pub fn send(&self, channel: &str, command: Command) {
+        let worker = (channel_token::hash(channel) >> 40) as usize % self.commands.len();
+        let _ = self.commands[worker].send(command);
+    }
+
+    pub fn require(&self, lacking: Vec<(Arc<Tracked>, u64)>) {
+        for (tracked, seq) in lacking {
+            let _ = self.commands[tracked.worker].send(Command::Require { id: tracked.id, seq });
+        }
+    }
+
+    pub fn verify_shard(&self, shard: &Shard) {
+        self.send_all(|| Command::Verify { shard: Some(shard.index) });
+    }
+
+    pub fn verify_all(&self) {
+        self.send_all(|| Command::Verify { shard: None });
+    }
+
+    pub fn reincarnated(&self, shard: &Shard) {
+        self.send_all(|| Command::Reincarnated { shard: shard.index });
+    }
+
+    fn send_all(&self, command: impl Fn() -> Command) {
+        for worker in self.commands.iter() {
+            let _ = worker.send(command());
+        }
+    }
+}
+
+/// One channel with a local subscription.
+struct Channel {
+    name: Arc<str>,
+    hash: u64,
+    shard: Arc<Shard>,
+    tracked: Arc<Tracked>,
+    sink: Arc<Sink>,
+    chain: Chain<Stored>,
+    /// Stream of the sequences in `chain`; `None` while joining.
+    current: Option<Arc<Current>>,
+    waiting: Vec<oneshot::Sender<Result<Position, ReadError>>>,
+    subscription: Option<AbortHandle>,
+}
+
+/// Ends with the abort of its subscription; yields what has arrived, in pieces.
+struct Arrivals {
+    id: u64,
+    messages: Abortable<Subscriber>,
+}
+
+impl Stream for Arrivals {
+    type Item = (u64, Vec<Message>);
+
+    fn poll_next(
+        mut self: std::pin::Pin<&mut Self>,
+        context: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Self::Item>> {
+        use std::task::Poll;
+        let mut chunk = Vec::new();
+        while chunk.len() < CHUNK {
+            match self.messages.poll_next_unpin(context) {
+                Poll::Ready(Some(message)) => chunk.push(message),
+                Poll::Ready(None) if chunk.is_empty() => return Poll::Ready(None),
+                Poll::Pending if chunk.is_empty() => return Poll::Pending,
+                Poll::Ready(None) | Poll::Pending => break,
+            }
+        }
+        Poll::Ready(Some((self.id, chunk)))
+    }
+}
+
+/// What a job found.
+enum Done {
+    Joined { id: u64, result: Result<Joined, RequestError> },
+    Filled { id: u64, current: Arc<Current>, filled: Option<Filled<Stored>> },
+    /// Last sequence of channels that have something new.
+    Verified { current: Arc<Current>, lasts: Vec<(u64, u64)> },
+}
+
+pub(super) struct Joined {
+    pub subscriber: Option<Subscriber>,
+    pub current: Arc<Current>,
+    pub last: u64,
+    pub through: u64,
+}
+
+struct Worker {
+    index: usize,
+    links: Arc<dyn Links>,
+    channels: HashMap<u64, Channel>,
+    by_name: HashMap<Arc<str>, u64>,
+    arrivals: SelectAll<Arrivals>,
+    jobs: FuturesUnordered<BoxFuture<'static, Done>>,
+    /// Requirements of ticks that get their grace, oldest first.
+    later: std::collections::VecDeque<(Instant, u64, u64)>,
+    out: Vec<Output<Stored>>,
+}
+
+static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+
+impl Worker {
+    fn new(index: usize, links: Arc<dyn Links>) -> Self {
+        Self {
+            index,
+            links,
+            channels: HashMap::new(),
+            by_name: HashMap::new(),
+            arrivals: SelectAll::new(),
+            jobs: FuturesUnordered::new(),
+            later: Default::default(),
+            out: Vec::new(),
+        }
+    }
+
+    /// Inputs: commands, live messages, finished jobs, requirements whose grace is over.
+    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+        loop {
+            let due = self.later.front().map(|(due, ..)| *due);
+            tokio::select! {
+                command = commands.recv() => match command {
+                    Some(command) => self.command(command),
+                    None => return,
+                },
+                Some((id, messages)) = self.arrivals.next(), if !self.arrivals.is_empty() => self.arrived(id, messages),
+                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
+                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
+                    while let Some(&(due, id, seq)) = self.later.front() && due <= Instant::now() {
+                        self.later.pop_front();
+                        self.require(id, seq);
+                    }
+                }
+            }
+        }
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Subscribe { channel, shard, sink, reply } => self.subscribe(channel, shard, sink, reply),
+            Command::Unsubscribe { channel, sink } => {
+                let id = self.by_name.get(&channel).copied();
+                if let Some(id) = id.filter(|id| self.channels.get(id).is_some_and(|it| Arc::ptr_eq(&it.sink, &sink))) {
+                    self.end(id);
+                }
+            }
+            Command::Require { id, seq } => self.later.push_back((Instant::now() + GRACE, id, seq)),
+            Command::Verify { shard } => self.verify(shard),
+            Command::Reincarnated { shard } => self.reincarnated(shard),
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        name: Arc<str>,
+        shard: Arc<Shard>,
+        sink: Arc<Sink>,
+        reply: oneshot::Sender<Result<Position, ReadError>>,
+    ) {
+        if let Some(channel) = self.by_name.get(&name).and_then(|id| self.channels.get_mut(id)) {
+            channel.sink = sink;
+            match &channel.current {
+                Some(current) => drop(reply.send(Ok(current.position(channel.chain.last())))),
+                None => channel.waiting.push(reply),
+            }
+            return;
+        }
+        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
+        let hash = channel_token::hash(&name);
+        let tracked =
+            Arc::new(Tracked { id, worker: self.index, last: AtomicU64::new(0), required: AtomicU64::new(0) });
+        // Ticks count from now on, before the subscription and before the read.
+        shard.track(hash, tracked.clone());
+        self.by_name.insert(name.clone(), id);
+        let channel = Channel {
+            name,
+            hash,
+            shard,
+            tracked,
+            sink,
+            chain: Chain::joining(),
+            current: None,
+            waiting: vec![reply],
+            subscription: None,
+        };
+        self.start_join(&channel, id, true);
+        self.channels.insert(id, channel);
+    }
+
+    fn start_join(&self, channel: &Channel, id: u64, subscribe: bool) {
+        let client = self.links.subscribing(channel.hash);
+        let (shard, name) = (channel.shard.clone(), channel.name.clone());
+        let job = async move {
+            let result = repair::join(&client, &shard, &name, subscribe).await;
+            Done::Joined { id, result }
+        };
+        self.jobs.push(job.boxed());
+    }
+
+    fn end(&mut self, id: u64) {
+        let Some(channel) = self.channels.remove(&id) else { return };
+        channel.shard.untrack(channel.hash, id);
+        self.by_name.remove(&channel.name);
+        if let Some(subscription) = channel.subscription {
+            subscription.abort();
+        }
+        for reply in channel.waiting {
+            let _ = reply.send(Err(ReadError::Unavailable { reason: "the subscription was ended".into() }));
+        }
+    }
+
+    fn done(&mut self, done: Done) {
+        match done {
+            Done::Joined { id, result } => self.joined(id, result),
+            Done::Filled { id, current, filled } => {
+                let Some(channel) = self.channels.get_mut(&id) else { return };
+                // Another incarnation took over meanwhile: its own join is under way.
+                let Some(filled) = filled else { return };
+                if channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current)) {
+                    channel.chain.filled(filled, &mut self.out);
+                    self.carry_out(id);
+                }
+            }
+            Done::Verified { current, lasts } => {
+                for (id, last) in lasts {
+                    let same = |channel: &Channel| {
+                        channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current))
+                    };
+                    if self.channels.get(&id).is_some_and(same) {
+                        self.require(id, last);
+                    }
+                }
+            }
+        }
+    }
+
+    fn joined(&mut self, id: u64, result: Result<Joined, RequestError>) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let joined = match result {
+            Ok(joined) => joined,
+            Err(error) if channel.subscription.is_none() => {
+                let reason = error.to_string();
+                for reply in channel.waiting.drain(..) {
+                    let _ = reply.send(Err(ReadError::Unavailable { reason: reason.clone() }));
+                }
+                self.end(id);
+                return;
+            }
+            Err(_) => {
+                // A new incarnation that cannot be read yet: those who are subscribed wait for it.
+                let channel = &self.channels[&id];
+                self.start_join(channel, id, false);
+                return;
+            }
+        };
+        let position = joined.current.position(joined.last);
+        let again = channel.subscription.is_some();
+        channel.current = Some(joined.current);
+        channel.tracked.last.store(joined.last, Ordering::SeqCst);
+        for reply in channel.waiting.drain(..) {
+            let _ = reply.send(Ok(position.clone()));
+        }
+        if again && channel.sink.active.load(Ordering::SeqCst) {
+            channel.sink.live.deliver(&[LiveEvent::Lost { position }]);
+        }
+        channel.chain.joined(joined.last, joined.through, &mut self.out);
+        let required = channel.tracked.required.load(Ordering::SeqCst);
+        channel.chain.require(required, &mut self.out);
+        if let Some(subscriber) = joined.subscriber {
+            let (abort, registration) = AbortHandle::new_pair();
+            channel.subscription = Some(abort);
+            self.arrivals.push(Arrivals { id, messages: Abortable::new(subscriber, registration) });
+        }
+        self.carry_out(id);
+    }
+
+    fn require(&mut self, id: u64, seq: u64) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        if channel.current.is_some() && seq > channel.chain.last() {
+            channel.tracked.required.fetch_max(seq, Ordering::SeqCst);
+            channel.chain.require(seq, &mut self.out);
+            self.carry_out(id);
+        }
+    }
+
+    fn arrived(&mut self, id: u64, messages: Vec<Message>) {
+        let Some(channel) = self.channels.get_mut(&id) else { return };
+        let Some(current) = channel.current.clone() else { return };
+        let mut announced = false;
+        for message in messages {
+            if message.headers.as_ref().is_none_or(|headers| headers.get_last("Nats-Sequence").is_none()) {
+                if let Some(announcement) = decode_announcement(&message.payload) {
+                    // What was decided so far comes first.
+                    self.carry_out(id);
+                    self.announce(id, announcement);
+                    announced = true;
+                }
+                let Some(_) = self.channels.get(&id) else { return };
+                continue;
+            }
+            let Some(stored) = Stored::parse(message) else { continue };
+            let Some(channel) = self.channels.get_mut(&id) else { return };
+            if stored.stream != current.stream {
+                channel.shard.suspect.notify_one();
+                continue;
+            }
+            channel.shard.see(&stored.stream, stored.seq);
+            // A digest that named nothing new of this channel verifies it as far as it goes.
+            let through = channel.shard.chain().through;
+            let settled =
+                channel.tracked.required.load(Ordering::SeqCst) <= channel.chain.last() && channel.chain.is_settled();
+            if settled {
+                channel.chain.verify(through);
+            }
+            let front_safe = settled && channel.shard.front_is_safe(through, stored.seq, stored.time_ms);
+            let incoming = Incoming {
+                seq: stored.seq,
+                previous: stored.previous,
+                front_safe,
+                bytes: stored.payload.len(),
+                item: stored,
+            };
+            channel.chain.live(incoming, &mut self.out);
+        }
+        if !self.out.is_empty() || !announced {
+            self.carry_out(id);
+        }
+    }
+
+    fn announce(&self, id: u64, announcement: Announcement) {
+        let Some(channel) = self.channels.get(&id) else { return };
+        if channel.sink.active.load(Ordering::SeqCst) {
+            channel.sink.live.deliver(&[LiveEvent::Announcement(Arc::new(announcement))]);
+        }
+    }
+
+    /// Does what the chain decided.
+    fn carry_out(&mut self, id: u64) {
+        if self.out.is_empty() {
+            return;
+        }
+        let outputs = std::mem::take(&mut self.out);
+        let Some(channel) = self.channels.get(&id) else { return };
+        let Some(current) = &channel.current else { return };
+        let mut events = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            match output {
+                Output::Deliver { seq, previous, item } => events.extend(publication(seq, previous, &item)),
+                Output::Lost { after } => events.push(LiveEvent::Lost { position: current.position(after) }),
+                Output::Fill(gap) => self.jobs.push(self.fill(id, channel, gap)),
+            }
+        }
+        channel.tracked.last.store(channel.chain.last(), Ordering::SeqCst);
+        if !events.is_empty() && channel.sink.active.load(Ordering::SeqCst) {
+            channel.sink.live.deliver(&events);
+        }
+    }
+
+    fn fill(&self, id: u64, channel: &Channel, gap: Gap) -> BoxFuture<'static, Done> {
+        let (shard, links, name) = (channel.shard.clone(), self.links.clone(), channel.name.clone());
+        let current = channel.current.clone();
+        async move {
+            match current {
+                Some(current) => {
+                    let filled = repair::fill(&*links, &shard, &current, &name, gap).await;
+                    Done::Filled { id, current, filled }
+                }
+                None => Done::Filled { id, current: shard.current(), filled: None },
+            }
+        }
+        .boxed()
+    }
+
+    fn verify(&mut self, shard: Option<usize>) {
+        let mut by_shard: HashMap<usize, (Arc<Shard>, Vec<(u64, Arc<str>)>)> = HashMap::new();
+        for (id, channel) in &self.channels {
+            if shard.is_none_or(|index| index == channel.shard.index) {
+                let entry = by_shard.entry(channel.shard.index);
+                let (_, list) = entry.or_insert_with(|| (channel.shard.clone(), Vec::new()));
+                list.push((*id, channel.name.clone()));
+            }
+        }
+        for (shard, channels) in by_shard.into_values() {
+            for part in channels.chunks(repair::VERIFY_BATCH) {
+                let (shard, links, part) = (shard.clone(), self.links.clone(), part.to_vec());
+                let job = async move {
+                    let (current, lasts) = repair::verify(&*links, &shard, part).await;
+                    Done::Verified { current, lasts }
+                };
+                self.jobs.push(job.boxed());
+            }
+        }
+    }
+
+    fn reincarnated(&mut self, shard: usize) {
+        let ids: Vec<u64> =
+            self.channels.iter().filter(|(_, it)| it.shard.index == shard).map(|(id, _)| *id).collect();
+        for id in ids {
+            let Some(channel) = self.channels.get_mut(&id) else { continue };
+            if channel.current.take().is_none() {
+                continue;
+            }
+            channel.chain = Chain::joining();
+            channel.tracked.required.store(0, Ordering::SeqCst);
+            let channel = &self.channels[&id];
+            self.start_join(channel, id, channel.subscription.is_none());
+        }
+    }
+}
+
+/// The event of a stored publication; none for what does not count.
+fn publication(seq: u64, previous: u64, stored: &Stored) -> Option<LiveEvent> {
+    entry(seq, previous, stored).map(|entry| LiveEvent::Publication(Arc::new(entry)))
+}
+
+/// A stored publication as the port knows it; `None` when it is void or of an unknown format.
+pub(super) fn entry(seq: u64, previous: u64, stored: &Stored) -> Option<Entry> {
+    match Record::decode(stored.payload.clone()) {
+        Ok(record) if record.is_void(stored.time_ms) => None,
+        Ok(Record { mut publication, .. }) => {
+            publication.offset = seq;
+            Some(Entry { offset: seq, previous, publication, stored_at_ms: stored.time_ms })
+        }
+        Err(error) => {
+            tracing::warn!(stream = stored.stream, seq, %error, "an entry cannot be read and is passed over");
+            None
+        }
+    }
+}
+
+/// The payload of an announcement: its kind, then the publication or the client as Protobuf.
+pub(super) fn encode_announcement(announcement: &Announcement) -> Vec<u8> {
+    use prost::Message;
+    let (kind, body) = match announcement {
+        Announcement::Publication(publication) => (b'p', publication.encode_to_vec()),
+        Announcement::Join(info) => (b'j', info.encode_to_vec()),
+        Announcement::Leave(info) => (b'l', info.encode_to_vec()),
+    };
+    [&[kind], body.as_slice()].concat()
+}
+
+fn decode_announcement(payload: &[u8]) -> Option<Announcement> {
+    use plenum_protocol::{ClientInfo, Publication};
+    use prost::Message;
+    let (kind, body) = payload.split_first()?;
+    match kind {
+        b'p' => Publication::decode(body).ok().map(Announcement::Publication),
+        b'j' => ClientInfo::decode(body).ok().map(Announcement::Join),
+        b'l' => ClientInfo::decode(body).ok().map(Announcement::Leave),
+        _ => None,
+    }
+}

@@ -1,0 +1,314 @@
+//! The port `Log` on JetStream.
+//!
+//! A few streams hold all channels; docs/log.md says by which rules nothing is lost, doubled or reordered.
+
+mod ack;
+mod append;
+mod chain;
+mod config;
+mod digest;
+mod entry;
+mod jetstream;
+mod links;
+mod live;
+mod names;
+mod proof;
+mod read;
+mod repair;
+mod setup;
+mod shard;
+#[cfg(test)]
+mod tests;
+mod ticks;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use futures_util::FutureExt;
+use futures_util::future::{BoxFuture, ready};
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use plenum_channels::{
+    Announcement, Append, AppendError, Appended, IdempotencyKey, Live, Log, Page, Position, Read, ReadError, Tail,
+};
+use serde::Deserialize;
+use tokio::sync::oneshot;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep, timeout};
+
+use self::append::{Lanes, Request};
+use self::entry::Record;
+use self::jetstream::{REQUEST_TIMEOUT, RequestError};
+use self::live::{Command, Sink, Workers};
+use self::names::ShardNames;
+use self::read::Reader;
+use self::shard::{READ_PATIENCE, Shard};
+use self::ticks::Ticker;
+use crate::channel_token;
+
+pub use config::{GroupConfig, LogConfig, Placement};
+pub use links::{FixedLinks, Links};
+pub use setup::SetupError;
+
+/// Room for headers and subject beside the payload, in the server's limit on a message.
+const OVERHEAD_BYTES: usize = 4096;
+
+/// One replica's side of a log on JetStream. Its tasks end when it is dropped.
+pub struct NatsLog {
+    config: LogConfig,
+    links: Arc<dyn Links>,
+    groups: Vec<Vec<Arc<Shard>>>,
+    workers: Workers,
+    lanes: Lanes,
+    sinks: Mutex<HashMap<Arc<str>, Arc<Sink>>>,
+    max_payload: usize,
+    /// Makes the ids of appends unique.
+    run: u64,
+    next: AtomicU64,
+    tasks: Vec<JoinHandle<()>>,
+}
+
+impl NatsLog {
+    /// Creates, checks or widens the streams, then starts. Must be called within a tokio runtime.
+    pub async fn start(links: Arc<dyn Links>, config: LogConfig) -> Result<Arc<Self>, SetupError> {
+        let client = links.any();
+        let ready = setup::set_up(&client, &config).await?;
+        let workers = Workers::start(config.delivery_workers, &links);
+        let (mut groups, mut tasks, run) = (Vec::new(), Vec::new(), rand::random::<u64>());
+        let mut index = 0;
+        for (group, incarnations) in config.groups.iter().zip(ready.incarnations) {
+            let mut shards = Vec::new();
+            for (number, incarnation) in incarnations.iter().enumerate() {
+                let names = ShardNames::new(&config.prefix, &group.name, number as u32);
+                let key = format!("shard.{}.{number}", group.name);
+                let shard = Arc::new(Shard::new(index, names, group.max_age, group.max_bytes, key, incarnation));
+                index += 1;
+                let ticker =
+                    Ticker { shard: shard.clone(), links: links.clone(), workers: workers.clone(), writer: run };
+                tasks.push(tokio::spawn(ticker.run()));
+                shards.push(shard);
+            }
+            groups.push(shards);
+        }
+        let lanes = Lanes::start(
+            config.append_lanes,
+            config.append_window,
+            config.append_queue,
+            config.append_patience,
+            &links,
+        );
+        let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
+        Ok(Arc::new(Self {
+            config,
+            links,
+            groups,
+            workers,
+            lanes,
+            sinks: Mutex::default(),
+            max_payload,
+            run,
+            next: AtomicU64::new(1),
+            tasks,
+        }))
+    }
+
+    /// Shards without a tick for 3 s, as their streams' names: delivery and reads of their channels are in doubt.
+    pub fn doubtful(&self) -> Vec<String> {
+        let shards = self.groups.iter().flatten();
+        shards.filter(|shard| shard.is_doubtful()).map(|shard| shard.current().stream.clone()).collect()
+    }
+
+    /// Looks up every subscribed channel's end, and repairs what is missing: after a reconnect, or a slow consumer.
+    pub fn verify_all(&self) {
+        self.workers.verify_all();
+    }
+
+    fn shard(&self, channel: &str) -> &Arc<Shard> {
+        let group = (self.config.placement)(channel).min(self.groups.len() - 1);
+        let shards = &self.groups[group];
+        &shards[(channel_token::hash(channel) % shards.len() as u64) as usize]
+    }
+
+    fn unique_id(&self) -> String {
+        format!("{:016x}{:x}", self.run, self.next.fetch_add(1, Ordering::Relaxed))
+    }
+
+    fn request(
+        &self,
+        append: Append,
+    ) -> Result<(Request, oneshot::Receiver<Result<Appended, AppendError>>), AppendError> {
+        let shard = self.shard(&append.channel).clone();
+        let nonce = append.idempotency.is_some().then(rand::random);
+        let record = Record {
+            first_attempt_ms: shard.now_ms(),
+            nonce,
+            version: append.version,
+            publication: append.publication,
+        };
+        let payload = record.encode();
+        if payload.len() > self.max_payload {
+            return Err(AppendError::TooLarge { size: payload.len(), max: self.max_payload });
+        }
+        let (reply, result) = oneshot::channel();
+        let request = Request {
+            subject: shard.names.publication(&append.channel),
+            id: match &append.idempotency {
+                Some(key) => key_id(&append.channel, key),
+                None => self.unique_id(),
+            },
+            keyed: append.idempotency.is_some(),
+            channel: append.channel,
+            shard,
+            payload,
+            nonce,
+            expected: append.expected,
+            reply,
+        };
+        Ok((request, result))
+    }
+}
+
+impl Drop for NatsLog {
+    fn drop(&mut self) {
+        for task in &self.tasks {
+            task.abort();
+        }
+    }
+}
+
+#[async_trait]
+impl Log for NatsLog {
+    fn append(&self, append: Append) -> BoxFuture<'static, Result<Appended, AppendError>> {
+        let (request, result) = match self.request(append) {
+            Ok(request) => request,
+            Err(error) => return ready(Err(error)).boxed(),
+        };
+        self.lanes.send(request);
+        async move { result.await.unwrap_or(Err(AppendError::Indeterminate)) }.boxed()
+    }
+
+    async fn announce(&self, channel: &str, announcement: Announcement) -> Result<(), AppendError> {
+        let payload = live::encode_announcement(&announcement);
+        if payload.len() > self.max_payload {
+            return Err(AppendError::TooLarge { size: payload.len(), max: self.max_payload });
+        }
+        let unavailable = |reason: &str| AppendError::Unavailable { reason: reason.into() };
+        let client = self.links.pinned(channel_token::hash(channel));
+        if client.connection_state() != async_nats::connection::State::Connected {
+            return Err(unavailable("there is no connection"));
+        }
+        let subject = self.shard(channel).names.live(channel);
+        match timeout(REQUEST_TIMEOUT, client.publish(subject, payload.into())).await {
+            Ok(Ok(())) => Ok(()),
+            _ => Err(unavailable("the connection takes nothing")),
+        }
+    }
+
+    async fn read(&self, channel: &str, read: Read) -> Result<Page, ReadError> {
+        let reader = Reader { links: &*self.links, shard: self.shard(channel), channel };
+        let deadline = Instant::now() + READ_PATIENCE;
+        loop {
+            match reader.read(&read).await {
+                Ok(page) => return Ok(page),
+                Err(error) => retry_until(deadline, error).await?,
+            }
+        }
+    }
+
+    async fn tail(&self, channel: &str) -> Result<Tail, ReadError> {
+        let reader = Reader { links: &*self.links, shard: self.shard(channel), channel };
+        let deadline = Instant::now() + READ_PATIENCE;
+        loop {
+            match reader.tail().await {
+                Ok(tail) => return Ok(tail),
+                Err(error) => retry_until(deadline, error).await?,
+            }
+        }
+    }
+
+    async fn subscribe(&self, channel: &str, live: Arc<dyn Live>) -> Result<Position, ReadError> {
+        let channel: Arc<str> = channel.into();
+        let sink = Arc::new(Sink { live, active: AtomicBool::new(true) });
+        let (reply, result) = oneshot::channel();
+        {
+            // Under one lock, so that calls for a channel reach its worker in the order in which they stand here.
+            let mut sinks = self.sinks.lock();
+            sinks.insert(channel.clone(), sink.clone());
+            let shard = self.shard(&channel).clone();
+            self.workers.send(&channel, Command::Subscribe { channel: channel.clone(), shard, sink, reply });
+        }
+        let gone = || ReadError::Unavailable { reason: "the log has ended".into() };
+        result.await.unwrap_or_else(|_| Err(gone()))
+    }
+
+    fn unsubscribe(&self, channel: &str) {
+        let mut sinks = self.sinks.lock();
+        if let Some((channel, sink)) = sinks.remove_entry(channel) {
+            sink.active.store(false, Ordering::SeqCst);
+            self.workers.send(&channel.clone(), Command::Unsubscribe { channel, sink });
+        }
+    }
+
+    async fn remove(&self, channel: &str) -> Result<Position, AppendError> {
+        #[derive(Deserialize)]
+        struct Ack {
+            seq: u64,
+        }
+        let shard = self.shard(channel);
+        let id = self.unique_id();
+        let deadline = Instant::now() + self.config.append_patience;
+        let mut maybe_stored = false;
+        loop {
+            let current = shard.current();
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Msg-Id", id.as_str());
+            headers.insert("Nats-Expected-Stream", current.stream.as_str());
+            let client = self.links.any();
+            let request = client.request_with_headers(shard.names.marker(channel), headers, entry::marker());
+            let reason = match timeout(REQUEST_TIMEOUT, request).await {
+                Ok(Ok(answer)) => match jetstream::parse_api::<Ack>(&answer.payload) {
+                    Ok(ack) => {
+                        shard.see(&current.stream, ack.seq);
+                        return Ok(current.position(ack.seq));
+                    }
+                    Err(error) => error.to_string(),
+                },
+                Ok(Err(error)) => error.to_string(),
+                Err(_) => {
+                    maybe_stored = true;
+                    "no acknowledgement in time".into()
+                }
+            };
+            if Instant::now() > deadline {
+                return Err(match maybe_stored {
+                    true => AppendError::Indeterminate,
+                    false => AppendError::Unavailable { reason },
+                });
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Waits a little before the next attempt of a read, or ends it with its last error.
+async fn retry_until(deadline: Instant, error: RequestError) -> Result<(), ReadError> {
+    if Instant::now() > deadline {
+        return Err(ReadError::Unavailable { reason: error.to_string() });
+    }
+    sleep(Duration::from_millis(20)).await;
+    Ok(())
+}
+
+/// An id that is the same for the same key on the same channel, and that no other channel, scope and key share: the
+/// lengths keep the parts apart.
+fn key_id(channel: &str, key: &IdempotencyKey) -> String {
+    use aws_lc_rs::digest::{Context, SHA256};
+    let mut hash = Context::new(&SHA256);
+    for part in [channel, &key.scope, &key.key] {
+        hash.update(&(part.len() as u64).to_le_bytes());
+        hash.update(part.as_bytes());
+    }
+    hash.finish().as_ref()[..16].iter().map(|byte| format!("{byte:02x}")).collect()
+}

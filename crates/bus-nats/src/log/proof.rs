@@ -1,0 +1,96 @@
+//! What a fresh read of a channel's end proves, as pure functions.
+
+use std::time::Duration;
+
+use plenum_channels::Retention;
+
+/// A channel's end as one fresh answer shows it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct End {
+    /// Sequence of the last publication; `None` when the stream holds none of the channel.
+    pub last: Option<u64>,
+    /// When that was stored.
+    pub newest_ms: u64,
+    /// Everything below this sequence was removed by a marker; 0 for none.
+    pub hidden: u64,
+    /// Highest trimmed sequence of the stream; only known when `last` is `None`.
+    pub front: u64,
+    /// Last sequence of the stream at the server that answered.
+    pub stream_last: u64,
+    /// The stream's time; 0 for unknown.
+    pub now_ms: u64,
+}
+
+impl End {
+    /// The channel's last position. Where nothing is left of the channel it is the front: what was there is not
+    /// beyond it.
+    pub fn top(&self) -> u64 {
+        self.last.unwrap_or(self.front)
+    }
+
+    /// Whether a position is complete with nothing behind it (`Some(true)`), is none of this channel
+    /// (`Some(false)`), or must be read on from (`None`).
+    pub fn settles(&self, position: u64) -> Option<bool> {
+        match self.last {
+            Some(last) if position == last => Some(true),
+            Some(last) if position > last => Some(false),
+            Some(_) => None,
+            // Whatever the channel had lies at or before the front.
+            None => Some(position >= self.front && position <= self.stream_last),
+        }
+    }
+
+    /// Whether readers with this retention see anything at all.
+    pub fn shows(&self, retention: &Retention) -> bool {
+        let Some(last) = self.last else { return false };
+        let expired = self.now_ms >= self.newest_ms.saturating_add(millis(retention.ttl));
+        retention.keeps_history() && !expired && last > self.hidden
+    }
+}
+
+/// Rounded up, so that a short time is not none.
+pub(super) fn millis(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_positions_up_to_the_top_are_complete() {
+        let end = End { last: Some(50), front: 0, stream_last: 60, ..End::default() };
+        assert_eq!([0, 49, 50, 51, 60, u64::MAX].map(|position| end.settles(position)), [
+            None,
+            None,
+            Some(true),
+            Some(false),
+            Some(false),
+            Some(false)
+        ]);
+    }
+
+    #[test]
+    fn nothing_left_proves_something_only_behind_the_front() {
+        let end = End { last: None, front: 30, stream_last: 60, ..End::default() };
+        for (position, complete) in [(0, false), (29, false), (30, true), (60, true), (61, false)] {
+            assert_eq!(end.settles(position), Some(complete), "{position}");
+        }
+        assert_eq!(end.top(), 30);
+        let fresh = End { last: None, front: 0, stream_last: 1, ..End::default() };
+        assert_eq!((fresh.settles(0), fresh.top()), (Some(true), 0));
+    }
+
+    #[test]
+    fn expired_removed_and_unkept_history_is_not_shown() {
+        let keep =
+            Retention { size: 10, ttl: Duration::from_millis(100), meta_ttl: Duration::from_secs(1) };
+        let end = End { last: Some(50), newest_ms: 1000, now_ms: 1099, ..End::default() };
+        assert!(end.shows(&keep));
+        assert!(!End { now_ms: 1100, ..end.clone() }.shows(&keep));
+        assert!(!End { hidden: 51, ..end.clone() }.shows(&keep));
+        assert!(End { hidden: 49, ..end.clone() }.shows(&keep));
+        assert!(!End { last: None, ..end.clone() }.shows(&keep));
+        assert!(!end.shows(&Retention::NONE));
+    }
+}

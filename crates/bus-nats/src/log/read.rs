@@ -1,0 +1,318 @@
+//! History and tails, read straight from the stream with bounded memory and a proof of freshness.
+
+use std::sync::Arc;
+
+use async_nats::Client;
+use plenum_channels::{Page, Position, Read, Since, Tail, Version};
+
+use super::entry::Record;
+use super::jetstream::{RequestError, Stored, get_batch, get_one};
+use super::links::Links;
+use super::live::entry;
+use super::proof::{self, End};
+use super::repair::front;
+use super::setup::stream_info;
+use super::shard::{CLOCK_MARGIN_MS, Current, Shard};
+
+/// Entries of one request.
+const BATCH: usize = 256;
+
+/// Entries behind the tail that are searched for its version.
+const VERSION_SEARCH: usize = 1024;
+
+/// Reads of one channel.
+pub(super) struct Reader<'a> {
+    pub links: &'a dyn Links,
+    pub shard: &'a Shard,
+    pub channel: &'a str,
+}
+
+/// One channel's end, freshly read.
+struct Top {
+    current: Arc<Current>,
+    client: Client,
+    subject: String,
+    end: End,
+    last: Option<Stored>,
+}
+
+impl Reader<'_> {
+    /// Fresh through at least `required` and everything that this replica knows of.
+    async fn top(&self, required: u64) -> Result<Top, RequestError> {
+        let client = self.links.any();
+        let (subject, marker) = (self.shard.names.publication(self.channel), self.shard.names.marker(self.channel));
+        let fresh = self.shard.fresh(&client, &[subject.clone(), marker.clone()], 0, required).await?;
+        let (mut last, mut hidden) = (None, 0);
+        for stored in fresh.answer.messages {
+            if stored.subject == subject {
+                last = Some(stored);
+            } else if stored.subject == marker {
+                hidden = stored.seq;
+            }
+        }
+        let current = fresh.current;
+        let front = if last.is_none() { front(&client, &current.stream).await? } else { 0 };
+        let end = End {
+            last: last.as_ref().map(|stored| stored.seq),
+            newest_ms: last.as_ref().map_or(0, |stored| stored.time_ms),
+            hidden,
+            front,
+            stream_last: fresh.answer.up_to,
+            now_ms: self.shard.now_ms(),
+        };
+        Ok(Top { current, client, subject, end, last })
+    }
+
+    pub async fn tail(&self) -> Result<Tail, RequestError> {
+        let top = self.top(0).await?;
+        let version = match &top.last {
+            Some(last) => self.version(&top, last).await?,
+            None => None,
+        };
+        Ok(Tail { position: top.current.position(top.end.top()), version })
+    }
+
+    /// The version of the newest publication that had one.
+    async fn version(&self, top: &Top, last: &Stored) -> Result<Option<Version>, RequestError> {
+        let version = |stored: &Stored| Record::decode(stored.payload.clone()).ok().and_then(|record| record.version);
+        if let Some(version) = version(last) {
+            return Ok(Some(version));
+        }
+        let mut before = last.seq;
+        let mut searched = 0;
+        while searched < VERSION_SEARCH {
+            let part = self.before(top, before, 64).await?;
+            let Some(first) = part.first() else { return Ok(None) };
+            if let Some(version) = part.iter().rev().find_map(version) {
+                return Ok(Some(version));
+            }
+            before = first.seq;
+            searched += part.len();
+        }
+        Ok(None)
+    }
+
+    pub async fn read(&self, read: &Read) -> Result<Page, RequestError> {
+        let mut top = self.top(0).await?;
+        if let Since::Position(since) = &read.since
+            && since.epoch == top.current.epoch
+            && since.offset > top.end.top()
+            && since.offset <= stream_info(&top.client, &top.current.stream).await?.state.last_seq
+        {
+            // Another replica has shown the client more than the server that answered knows of.
+            top = self.top(since.offset).await?;
+        }
+        match &read.since {
+            Since::Position(since) if since.epoch != top.current.epoch => Ok(nothing(&top, top.end.top(), false)),
+            Since::Position(since) if read.reverse => self.backwards(&top, read, Some(since.offset)).await,
+            Since::Position(since) => self.after(&top, read, since).await,
+            Since::End if read.reverse => self.backwards(&top, read, None).await,
+            Since::End => self.from_oldest(&top, read).await,
+        }
+    }
+
+    /// Forwards from a position, with the proof that nothing is missing behind it.
+    async fn after(&self, top: &Top, read: &Read, since: &Position) -> Result<Page, RequestError> {
+        let position = since.offset;
+        if let Some(complete) = top.end.settles(position) {
+            let offset = if complete { top.end.top().max(position) } else { top.end.top() };
+            return Ok(nothing(top, offset, complete));
+        }
+        if !top.end.shows(&read.retention) {
+            return Ok(nothing(top, top.end.top(), false));
+        }
+        let first = get_batch(&top.client, &top.current.stream, &top.subject, position, BATCH).await?;
+        let found = first.first().is_some_and(|stored| stored.seq == position);
+        let mut complete = found || self.front_allows(top, position).await?;
+        let following = first.first().map_or(0, |stored| stored.pending + u64::from(stored.seq > position));
+        let mut from = position + 1;
+        if following > read.retention.size as u64 {
+            complete = false;
+            from = self.rank(top, read.retention.size as u64).await?;
+        }
+        if top.end.hidden > from {
+            let hides = first.iter().any(|stored| stored.seq > position && stored.seq < top.end.hidden);
+            complete &= !hides;
+            from = top.end.hidden;
+        }
+        let previous = if found && from == position + 1 { position } else { 0 };
+        self.forwards(top, read, from, previous, complete).await
+    }
+
+    async fn from_oldest(&self, top: &Top, read: &Read) -> Result<Page, RequestError> {
+        if top.end.last.is_none() || !top.end.shows(&read.retention) {
+            return Ok(nothing(top, top.end.top(), true));
+        }
+        let from = self.oldest_visible(top, read).await?;
+        let mut page = self.forwards(top, read, from, 0, true).await?;
+        page.complete = true;
+        Ok(page)
+    }
+
+    /// The first sequence that the reader may see.
+    async fn oldest_visible(&self, top: &Top, read: &Read) -> Result<u64, RequestError> {
+        let count = self.count(top, 1).await?;
+        let from = match count {
+            Some((_, count)) if count > read.retention.size as u64 => {
+                self.rank(top, read.retention.size as u64).await?
+            }
+            _ => 1,
+        };
+        Ok(from.max(top.end.hidden))
+    }
+
+    /// Entries from sequence `from`, up to the top, within the read's bounds.
+    async fn forwards(
+        &self,
+        top: &Top,
+        read: &Read,
+        from: u64,
+        mut previous: u64,
+        mut complete: bool,
+    ) -> Result<Page, RequestError> {
+        let end = top.end.last.unwrap_or(0);
+        let ttl_ms = proof::millis(read.retention.ttl);
+        let (mut entries, mut more) = (Vec::new(), false);
+        let (mut bytes, mut next, mut before_ms): (usize, u64, Option<u64>) = (0, from, None);
+        'pages: while next <= end {
+            let wanted = (read.limit - entries.len().min(read.limit) + 1).min(BATCH);
+            let batch = get_batch(&top.client, &top.current.stream, &top.subject, next, wanted).await?;
+            if batch.is_empty() {
+                return Err(RequestError::Unavailable("the answering server lags behind"));
+            }
+            for stored in batch {
+                if stored.seq > end {
+                    break 'pages;
+                }
+                if entries.len() >= read.limit || bytes > read.max_bytes {
+                    more = true;
+                    break 'pages;
+                }
+                if before_ms.is_some_and(|before| stored.time_ms.saturating_sub(before) >= ttl_ms) {
+                    // All that came before this one had expired when it came.
+                    entries.clear();
+                    bytes = 0;
+                    complete = false;
+                }
+                next = stored.seq + 1;
+                before_ms = Some(stored.time_ms);
+                let entry = entry(stored.seq, std::mem::replace(&mut previous, stored.seq), &stored);
+                if let Some(entry) = entry {
+                    bytes += entry.publication.data.len();
+                    entries.push(Arc::new(entry));
+                    if bytes > read.max_bytes {
+                        more = stored.seq < end;
+                        break 'pages;
+                    }
+                }
+            }
+        }
+        Ok(Page { entries, top: top.current.position(top.end.top()), complete, more })
+    }
+
+    /// Backwards from below a position, or from the top.
+    async fn backwards(&self, top: &Top, read: &Read, since: Option<u64>) -> Result<Page, RequestError> {
+        let beyond = since.is_some_and(|since| since > top.end.top());
+        if top.end.last.is_none() || beyond || !top.end.shows(&read.retention) {
+            let untouched = top.end.last.is_none() && top.end.front == 0 && !beyond;
+            return Ok(nothing(top, top.end.top(), since.is_none() || untouched));
+        }
+        let floor = self.oldest_visible(top, read).await?;
+        let ttl_ms = proof::millis(read.retention.ttl);
+        let mut below = since.unwrap_or(u64::MAX);
+        // The time of the position itself is not known: only what follows below it can be seen to have expired.
+        let mut after_ms: Option<u64> = None;
+        let (mut entries, mut bytes, mut more) = (Vec::new(), 0, false);
+        let mut hidden_below = false;
+        'pages: loop {
+            let wanted = (read.limit - entries.len().min(read.limit) + 1).min(BATCH);
+            let part = self.before(top, below, wanted).await?;
+            let Some(first) = part.first() else { break };
+            below = first.seq;
+            for stored in part.iter().rev() {
+                if stored.seq < floor || after_ms.is_some_and(|after| after.saturating_sub(stored.time_ms) >= ttl_ms) {
+                    hidden_below = true;
+                    break 'pages;
+                }
+                if entries.len() >= read.limit || bytes > read.max_bytes {
+                    more = true;
+                    break 'pages;
+                }
+                after_ms = Some(stored.time_ms);
+                if let Some(entry) = entry(stored.seq, 0, stored) {
+                    bytes += entry.publication.data.len();
+                    entries.push(Arc::new(entry));
+                }
+            }
+        }
+        let complete = since.is_none() || !entries.is_empty() || more || !hidden_below && self.untrimmed(top).await?;
+        Ok(Page { entries, top: top.current.position(top.end.top()), complete, more })
+    }
+
+    /// Whether the stream still begins where it began.
+    async fn untrimmed(&self, top: &Top) -> Result<bool, RequestError> {
+        Ok(top.end.hidden == 0 && front(&top.client, &top.current.stream).await? == 0)
+    }
+
+    /// Up to `count` entries next below sequence `below`, oldest first.
+    async fn before(&self, top: &Top, below: u64, count: usize) -> Result<Vec<Stored>, RequestError> {
+        let behind = match below {
+            u64::MAX => 0,
+            below => self.count(top, below).await?.map_or(0, |(_, count)| count),
+        };
+        let from = self.rank(top, behind + count as u64).await?;
+        let mut part = get_batch(&top.client, &top.current.stream, &top.subject, from, count).await?;
+        let end = top.end.last.unwrap_or(0);
+        // A new publication in between moves the ranks by one; then a part may reach beyond what was asked for.
+        part.retain(|stored| stored.seq < below && stored.seq <= end);
+        Ok(part)
+    }
+
+    /// The first entry at or after `from`, and how many there are from it to the top. `None`: there is none.
+    async fn count(&self, top: &Top, from: u64) -> Result<Option<(u64, u64)>, RequestError> {
+        let one = get_batch(&top.client, &top.current.stream, &top.subject, from, 1).await?;
+        Ok(one.first().map(|stored| (stored.seq, stored.pending + 1)))
+    }
+
+    /// A sequence from which at most `rank` entries follow to the top, and as many where there are: found by bisection
+    /// over the server's counts, so no list of entries is ever held.
+    async fn rank(&self, top: &Top, rank: u64) -> Result<u64, RequestError> {
+        let end = top.end.last.unwrap_or(0);
+        let Some((first, total)) = self.count(top, 1).await? else { return Ok(1) };
+        if total <= rank {
+            return Ok(first);
+        }
+        // At `low` more than `rank` follow, at `high` not.
+        let (mut low, mut high) = (first, end + 1);
+        while low + 1 < high {
+            let middle = low + (high - low) / 2;
+            match self.count(top, middle).await? {
+                Some((_, count)) if count == rank => return Ok(middle),
+                // The entry found stands for every sequence below it.
+                Some((at, count)) if count > rank => low = at.max(middle),
+                _ => high = middle,
+            }
+        }
+        Ok(high)
+    }
+
+    /// Proof that nothing directly after `position` was trimmed, although `position` itself is not on the channel.
+    async fn front_allows(&self, top: &Top, position: u64) -> Result<bool, RequestError> {
+        let state = stream_info(&top.client, &top.current.stream).await?.state;
+        if state.first_seq > position + 1 {
+            return Ok(false);
+        }
+        // Servers trim by their own clocks: what is about to go on one may be gone on the one that answered.
+        let next = match get_one(&top.client, &top.current.stream, position + 1).await {
+            Ok(next) => next,
+            Err(RequestError::NotFound) => return Ok(false),
+            Err(error) => return Err(error),
+        };
+        let age_ms = self.shard.now_ms().saturating_sub(next.time_ms);
+        Ok(age_ms + CLOCK_MARGIN_MS < self.shard.max_age_ms)
+    }
+}
+
+fn nothing(top: &Top, offset: u64, complete: bool) -> Page {
+    Page { entries: Vec::new(), top: top.current.position(offset), complete, more: false }
+}

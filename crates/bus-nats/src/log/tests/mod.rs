@@ -1,0 +1,6 @@
+//! The log on real servers.
+
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+mod conformance;
+mod servers;
