@@ -3,5 +3,9 @@
 //! The reusable part: [`pool`] (connections), [`publish`] (three ways to publish), [`subscriber`] (queue and durable
 //! subscriptions), [`workers`] (keyed worker pool), [`report`] (what all of them use). `docs/nats.md` is its manual.
 
+mod channel_token;
+pub mod log;
 pub mod pool;
 pub mod publish;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;

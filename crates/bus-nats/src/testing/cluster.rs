@@ -1,0 +1,144 @@
+use std::io;
+use std::time::{Duration, Instant};
+
+use super::{NatsServer, Proxy, ServerOptions, free_port};
+
+/// How a cluster differs from a plain one of three with JetStream.
+#[derive(Clone, Debug)]
+pub struct ClusterOptions {
+    /// Number of servers (default 3).
+    pub size: usize,
+    /// Routes go through proxies, so that a test can slow, stall and cut them (default false).
+    pub proxied_routes: bool,
+    /// Tell clients the addresses of the other servers (default true); false when clients go through proxies.
+    pub advertise_clients: bool,
+    /// Of each server.
+    pub server: ServerOptions,
+}
+
+impl Default for ClusterOptions {
+    fn default() -> Self {
+        ClusterOptions { size: 3, proxied_routes: false, advertise_clients: true, server: ServerOptions::default() }
+    }
+}
+
+/// A NATS cluster on loopback. Members are named `n0`, `n1` and so on.
+pub struct NatsCluster {
+    /// The members.
+    pub servers: Vec<NatsServer>,
+    /// Of each pair `(lower, higher)` of members, when routes are proxied.
+    routes: Vec<((usize, usize), Proxy)>,
+}
+
+impl NatsCluster {
+    /// Three members with JetStream, ready.
+    pub async fn start() -> io::Result<Self> {
+        Self::start_with(ClusterOptions::default()).await
+    }
+
+    /// Three members with JetStream, ready, with a proxy on each route.
+    pub async fn start_proxied() -> io::Result<Self> {
+        Self::start_with(ClusterOptions { proxied_routes: true, ..ClusterOptions::default() }).await
+    }
+
+    /// Starts a cluster and waits until all members are ready.
+    pub async fn start_with(options: ClusterOptions) -> io::Result<Self> {
+        let ports = (0..options.size).map(|_| free_port()).collect::<io::Result<Vec<u16>>>()?;
+        let mut routes = Vec::new();
+        if options.proxied_routes {
+            for higher in 0..options.size {
+                for lower in 0..higher {
+                    routes.push(((lower, higher), Proxy::start(format!("127.0.0.1:{}", ports[lower])).await?));
+                }
+            }
+        }
+        let mut cluster = NatsCluster { servers: Vec::new(), routes };
+        for member in 0..options.size {
+            let block = cluster.block(member, &ports, &options);
+            cluster.servers.push(NatsServer::prepare(&format!("n{member}"), &options.server, &block)?);
+        }
+        for server in &mut cluster.servers {
+            server.launch()?;
+        }
+        cluster.ready(Duration::from_secs(60)).await?;
+        Ok(cluster)
+    }
+
+    /// The `cluster` block of one member. With proxies each pair has one route, made by its higher member through the
+    /// proxy, and the advertised address leads nowhere, so that gossip makes no route around the proxy.
+    fn block(&self, member: usize, ports: &[u16], options: &ClusterOptions) -> String {
+        let addresses: Vec<String> = if options.proxied_routes {
+            self.routes.iter().filter(|((_, higher), _)| *higher == member).map(|(_, proxy)| proxy.address()).collect()
+        } else {
+            let others = ports.iter().enumerate().filter(|(other, _)| *other != member);
+            others.map(|(_, port)| format!("127.0.0.1:{port}")).collect()
+        };
+        let routes: Vec<String> = addresses.iter().map(|address| format!("nats-route://{address}")).collect();
+        let mut block = format!("cluster {{\nname: plenum-test\nlisten: 127.0.0.1:{}\n", ports[member]);
+        block += &format!("routes: [{}]\n", routes.join(", "));
+        if options.proxied_routes {
+            block += "advertise: \"127.0.0.1:9\"\n";
+        }
+        if !options.advertise_clients {
+            block += "no_advertise: true\n";
+        }
+        block + "}\n"
+    }
+
+    /// Waits until all members that run are healthy and have a leader for the cluster's own state.
+    pub async fn ready(&mut self, deadline: Duration) -> io::Result<()> {
+        let started = Instant::now();
+        for server in self.servers.iter_mut().filter(|server| server.pid().is_some()) {
+            server.ready(deadline.saturating_sub(started.elapsed())).await?;
+        }
+        Ok(())
+    }
+
+    /// Addresses of all members.
+    pub fn urls(&self) -> Vec<String> {
+        self.servers.iter().map(NatsServer::url).collect()
+    }
+
+    /// The member with this name.
+    pub fn member_named(&self, name: &str) -> Option<usize> {
+        self.servers.iter().position(|server| server.name() == name)
+    }
+
+    /// The member that leads a stream now, as `client` is told within 2 s.
+    pub async fn stream_leader(&self, client: &async_nats::Client, stream: &str) -> Option<usize> {
+        let ask = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into());
+        let answer = tokio::time::timeout(Duration::from_secs(2), ask).await.ok()?.ok()?;
+        let info: serde_json::Value = serde_json::from_slice(&answer.payload).ok()?;
+        self.member_named(info["cluster"]["leader"].as_str()?)
+    }
+
+    /// The proxy on the route between two members; `None` without proxied routes.
+    pub fn route(&self, one: usize, other: usize) -> Option<&Proxy> {
+        let pair = (one.min(other), one.max(other));
+        self.routes.iter().find(|(members, _)| *members == pair).map(|(_, proxy)| proxy)
+    }
+
+    /// The proxies on all routes of a member; empty without proxied routes.
+    pub fn routes_of(&self, member: usize) -> impl Iterator<Item = &Proxy> {
+        self.routes
+            .iter()
+            .filter(move |((lower, higher), _)| [*lower, *higher].contains(&member))
+            .map(|(_, proxy)| proxy)
+    }
+
+    /// Kills a member (SIGKILL).
+    pub fn kill(&mut self, member: usize) -> io::Result<()> {
+        self.servers[member].kill()
+    }
+
+    /// Starts a member again and waits until it is ready. With fewer than a majority running use
+    /// [`launch`](Self::launch) for each, then [`ready`](Self::ready).
+    pub async fn restart(&mut self, member: usize) -> io::Result<()> {
+        self.servers[member].restart().await
+    }
+
+    /// Starts a member that does not run, without waiting for it.
+    pub fn launch(&mut self, member: usize) -> io::Result<()> {
+        self.servers[member].launch()
+    }
+}

@@ -1,0 +1,35 @@
+//! Real NATS servers for tests, on free loopback ports, ended with the test.
+
+mod cluster;
+mod proxy;
+mod server;
+
+pub use cluster::{ClusterOptions, NatsCluster};
+pub use proxy::Proxy;
+pub use server::{NatsServer, ServerOptions};
+
+use std::io;
+use std::net::TcpListener;
+use std::path::PathBuf;
+
+/// The server binary: `PLENUM_TEST_NATS_SERVER`, else the one that `deploy/tools/install nats` made, else the PATH's.
+fn binary() -> io::Result<PathBuf> {
+    if let Some(path) = std::env::var_os("PLENUM_TEST_NATS_SERVER") {
+        return Ok(path.into());
+    }
+    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools");
+    let installed = ["nats/nats-server", "bin/nats-server"].map(|name| PathBuf::from(tools).join(name));
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let on_path = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
+    installed.into_iter().chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {
+        io::Error::new(
+            io::ErrorKind::NotFound,
+            "no nats-server: run `deploy/tools/install nats` or set PLENUM_TEST_NATS_SERVER",
+        )
+    })
+}
+
+/// A port that was free a moment ago.
+fn free_port() -> io::Result<u16> {
+    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+}
