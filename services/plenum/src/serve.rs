@@ -118,13 +118,28 @@ fn is_hot(key: &str) -> bool {
     HOT.iter().any(|hot| key.starts_with(hot)) && !COLD.contains(&key)
 }
 
+/// The new configuration as far as it takes effect: ports, addresses and paths stay as they are.
+fn effective(running: &Config, new: &Config) -> Config {
+    let mut effective = new.clone();
+    effective.http_server = running.http_server.clone();
+    effective.http_api.handler_prefix = running.http_api.handler_prefix.clone();
+    effective
+}
+
 /// Reads the configuration again. What is wrong with it is logged, and everything stays as it was.
 fn reload(running: &Running, config: &mut Config, sources: &Sources) {
     let loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(error) => return tracing::error!(%error, "configuration not reloaded, the old one stays"),
     };
-    if let Err(error) = running.services.reload(&loaded.config) {
+    let effective = effective(config, &loaded.config);
+    if config::exposed(&effective) {
+        let address = &effective.http_server.address;
+        let error =
+            format!("client.insecure = true contradicts http_server.address = {address:?}, which stays in force");
+        return tracing::error!(error, "configuration not reloaded, the old one stays");
+    }
+    if let Err(error) = running.services.reload(&effective) {
         return tracing::error!(error = format!("{error:#}"), "configuration not reloaded, the old one stays");
     }
     for warning in &loaded.warnings {
@@ -144,6 +159,19 @@ fn reload(running: &Running, config: &mut Config, sources: &Sources) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_new_address_is_not_in_force_for_what_needs_it() {
+        let running = Config::default();
+        let mut new = Config::default();
+        new.http_server.address = "127.0.0.1".into();
+        new.http_api.handler_prefix = "/other".into();
+        new.client.insecure = true;
+        assert!(!config::exposed(&new));
+        let effective = effective(&running, &new);
+        assert!(config::exposed(&effective), "the port that is bound is open to all");
+        assert_eq!(effective.http_api.handler_prefix, running.http_api.handler_prefix);
+    }
 
     #[test]
     fn keys_are_hot_or_cold() {

@@ -140,7 +140,7 @@ impl Checks<'_> {
     }
 
     fn insecure(&mut self, config: &Config) {
-        if config.client.insecure && !config.access.insecure_public && !loopback(&config.http_server.address) {
+        if exposed(config) {
             let address = &config.http_server.address;
             let text = format!(
                 "contradicts http_server.address = {address:?}, which others can reach: set it to a loopback address, or \
@@ -166,6 +166,11 @@ impl Checks<'_> {
         let text = text.strip_prefix(field).map_or(text.as_str(), |rest| rest.trim_start_matches([':', ' ']));
         self.add(&format!("{section}.{field}"), None, text);
     }
+}
+
+/// Whether strangers could use the insecure mode, and nobody said that they may.
+pub fn exposed(config: &Config) -> bool {
+    config.client.insecure && !config.access.insecure_public && !loopback(&config.http_server.address)
 }
 
 fn warn(config: &Config, warnings: &mut Vec<String>) {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
-pub use check::resolve;
+pub use check::{exposed, resolve};
 pub use error::{ConfigError, Problem};
 pub use print::{default_file, documentation};
 pub use sections::{Config, ErrorMode, Format, HttpServer, TlsSection};
