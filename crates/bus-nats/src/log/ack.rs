@@ -24,8 +24,13 @@ pub(super) enum Found {
 
 /// What stands behind an expected position.
 pub(super) enum After {
-    Ours { seq: u64, found: Found },
-    Others { last: u64 },
+    Ours {
+        seq: u64,
+        found: Found,
+    },
+    Others {
+        last: u64,
+    },
     /// Nothing, and nothing can have been there.
     Nothing,
 }

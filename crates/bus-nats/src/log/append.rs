@@ -144,7 +144,6 @@ struct Lane {
     /// Channels that wait for room in the window.
     starved: VecDeque<Arc<str>>,
     lookups: FuturesUnordered<BoxFuture<'static, Resolved>>,
-    next: u64,
     last_answer: Instant,
     moved: Instant,
     client: Client,
@@ -168,7 +167,6 @@ impl Lane {
             sent: HashMap::new(),
             starved: VecDeque::new(),
             lookups: FuturesUnordered::new(),
-            next: 0,
             last_answer: now,
             moved: now,
             client,

@@ -144,7 +144,8 @@ mod tests {
     use super::*;
 
     fn record(nonce: Option<u128>, version: Option<Version>) -> Record {
-        let info = ClientInfo { user: "ü".into(), client: "c".into(), conn_info: "{}".into(), chan_info: vec![0].into() };
+        let info =
+            ClientInfo { user: "ü".into(), client: "c".into(), conn_info: "{}".into(), chan_info: vec![0].into() };
         let tags = BTreeMap::from([("k".to_owned(), "\0".to_owned())]);
         let publication = Publication { data: "data".into(), info: Some(info), tags, ..Publication::default() };
         Record { first_attempt_ms: 1_790_000_000_000, nonce, version, publication }

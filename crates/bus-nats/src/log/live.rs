@@ -38,14 +38,29 @@ pub(super) struct Sink {
 }
 
 pub(super) enum Command {
-    Subscribe { channel: Arc<str>, shard: Arc<Shard>, sink: Arc<Sink>, reply: oneshot::Sender<Result<Position, ReadError>> },
-    Unsubscribe { channel: Arc<str>, sink: Arc<Sink> },
+    Subscribe {
+        channel: Arc<str>,
+        shard: Arc<Shard>,
+        sink: Arc<Sink>,
+        reply: oneshot::Sender<Result<Position, ReadError>>,
+    },
+    Unsubscribe {
+        channel: Arc<str>,
+        sink: Arc<Sink>,
+    },
     /// The channel with this id has something at or after the sequence.
-    Require { id: u64, seq: u64 },
+    Require {
+        id: u64,
+        seq: u64,
+    },
     /// Look up the end of every channel, or of those of one shard.
-    Verify { shard: Option<usize> },
+    Verify {
+        shard: Option<usize>,
+    },
     /// The shard is another stream now.
-    Reincarnated { shard: usize },
+    Reincarnated {
+        shard: usize,
+    },
 }
 
 /// The way to the workers.
@@ -140,10 +155,20 @@ impl Stream for Arrivals {
 
 /// What a job found.
 enum Done {
-    Joined { id: u64, result: Result<Joined, RequestError> },
-    Filled { id: u64, current: Arc<Current>, filled: Option<Filled<Stored>> },
+    Joined {
+        id: u64,
+        result: Result<Joined, RequestError>,
+    },
+    Filled {
+        id: u64,
+        current: Arc<Current>,
+        filled: Option<Filled<Stored>>,
+    },
     /// Last sequence of channels that have something new.
-    Verified { current: Arc<Current>, lasts: Vec<(u64, u64)> },
+    Verified {
+        current: Arc<Current>,
+        lasts: Vec<(u64, u64)>,
+    },
 }
 
 pub(super) struct Joined {
@@ -290,9 +315,8 @@ impl Worker {
             }
             Done::Verified { current, lasts } => {
                 for (id, last) in lasts {
-                    let same = |channel: &Channel| {
-                        channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current))
-                    };
+                    let same =
+                        |channel: &Channel| channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current));
                     if self.channels.get(&id).is_some_and(same) {
                         self.require(id, last);
                     }
@@ -460,8 +484,7 @@ impl Worker {
     }
 
     fn reincarnated(&mut self, shard: usize) {
-        let ids: Vec<u64> =
-            self.channels.iter().filter(|(_, it)| it.shard.index == shard).map(|(id, _)| *id).collect();
+        let ids: Vec<u64> = self.channels.iter().filter(|(_, it)| it.shard.index == shard).map(|(id, _)| *id).collect();
         for id in ids {
             let Some(channel) = self.channels.get_mut(&id) else { continue };
             if channel.current.take().is_none() {

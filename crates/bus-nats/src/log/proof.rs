@@ -60,14 +60,10 @@ mod tests {
     #[test]
     fn only_positions_up_to_the_top_are_complete() {
         let end = End { last: Some(50), front: 0, stream_last: 60, ..End::default() };
-        assert_eq!([0, 49, 50, 51, 60, u64::MAX].map(|position| end.settles(position)), [
-            None,
-            None,
-            Some(true),
-            Some(false),
-            Some(false),
-            Some(false)
-        ]);
+        assert_eq!(
+            [0, 49, 50, 51, 60, u64::MAX].map(|position| end.settles(position)),
+            [None, None, Some(true), Some(false), Some(false), Some(false)]
+        );
     }
 
     #[test]
@@ -83,8 +79,7 @@ mod tests {
 
     #[test]
     fn expired_removed_and_unkept_history_is_not_shown() {
-        let keep =
-            Retention { size: 10, ttl: Duration::from_millis(100), meta_ttl: Duration::from_secs(1) };
+        let keep = Retention { size: 10, ttl: Duration::from_millis(100), meta_ttl: Duration::from_secs(1) };
         let end = End { last: Some(50), newest_ms: 1000, now_ms: 1099, ..End::default() };
         assert!(end.shows(&keep));
         assert!(!End { now_ms: 1100, ..end.clone() }.shows(&keep));

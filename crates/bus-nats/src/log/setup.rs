@@ -282,13 +282,7 @@ fn is_passing(code: u64) -> bool {
     matches!(code, 10008 | 10009 | 10005 | 10023)
 }
 
-fn stream_config(
-    stream: &str,
-    names: &ShardNames,
-    config: &LogConfig,
-    group: &GroupConfig,
-    first_seq: u64,
-) -> Value {
+fn stream_config(stream: &str, names: &ShardNames, config: &LogConfig, group: &GroupConfig, first_seq: u64) -> Value {
     json!({
         "name": stream,
         "subjects": [names.all()],
@@ -326,8 +320,17 @@ fn verify(stream: &str, wanted: &Value, info: &StreamInfo) -> Result<Verified, S
         wanted: wanted.to_string(),
     };
     let exact = [
-        "subjects", "retention", "storage", "discard", "max_msgs", "max_msgs_per_subject", "max_msg_size",
-        "duplicate_window", "deny_delete", "deny_purge", "allow_direct",
+        "subjects",
+        "retention",
+        "storage",
+        "discard",
+        "max_msgs",
+        "max_msgs_per_subject",
+        "max_msg_size",
+        "duplicate_window",
+        "deny_delete",
+        "deny_purge",
+        "allow_direct",
     ];
     for setting in exact {
         if info.config[setting] != wanted[setting] {
@@ -336,8 +339,17 @@ fn verify(stream: &str, wanted: &Value, info: &StreamInfo) -> Result<Verified, S
     }
     // What must not be on may be missing altogether.
     let off = [
-        "allow_rollup_hdrs", "allow_msg_ttl", "sealed", "no_ack", "discard_new_per_subject", "mirror_direct",
-        "allow_msg_counter", "allow_msg_schedules", "mirror", "sources", "subject_transform",
+        "allow_rollup_hdrs",
+        "allow_msg_ttl",
+        "sealed",
+        "no_ack",
+        "discard_new_per_subject",
+        "mirror_direct",
+        "allow_msg_counter",
+        "allow_msg_schedules",
+        "mirror",
+        "sources",
+        "subject_transform",
     ];
     for setting in off {
         let found = &info.config[setting];
@@ -466,8 +478,7 @@ impl Bucket<'_> {
         let body = serde_json::to_vec(value).map_err(|error| RequestError::Malformed(error.to_string()))?;
         let mut headers = async_nats::HeaderMap::new();
         headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
-        let request =
-            self.client.request_with_headers(format!("$KV.{}.{key}", self.name), headers, body.into());
+        let request = self.client.request_with_headers(format!("$KV.{}.{key}", self.name), headers, body.into());
         let answer = tokio::time::timeout(super::jetstream::REQUEST_TIMEOUT, request).await;
         match answer {
             Ok(Ok(answer)) => parse_api::<Ack>(&answer.payload).map(|ack| ack.seq),

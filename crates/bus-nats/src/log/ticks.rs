@@ -11,8 +11,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::digest::{Collector, Digest, Link};
 use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, parse_api};
-use super::live::Workers;
 use super::links::Links;
+use super::live::Workers;
 use super::names::Kind;
 use super::shard::Shard;
 use crate::channel_token;
@@ -130,7 +130,9 @@ impl Ticker {
         let (client, current) = (self.links.any(), self.shard.current());
         loop {
             let from = self.shard.chain().newest + 1;
-            let Ok(ticks) = get_batch(&client, &current.stream, &self.shard.names.tick(), from, 64).await else { return };
+            let Ok(ticks) = get_batch(&client, &current.stream, &self.shard.names.tick(), from, 64).await else {
+                return;
+            };
             for stored in &ticks {
                 if self.take(stored) == Some(Link::Missing)
                     && let Some(digest) = Digest::decode(stored.payload.clone())

@@ -30,3 +30,11 @@ async fn live_delivery_on_a_single_server() {
     let servers = Servers::start(1).await;
     live_suite(async |count| fixture(&servers, count, 1).await).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn everything_on_three_servers() {
+    let servers = Servers::start(3).await;
+    append_suite(async |count| fixture(&servers, count, 3).await).await;
+    read_suite(async |count| fixture(&servers, count, 3).await).await;
+    live_suite(async |count| fixture(&servers, count, 3).await).await;
+}

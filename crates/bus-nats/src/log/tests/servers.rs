@@ -5,7 +5,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::log::{FixedLinks, LogConfig, NatsLog};
+use crate::log::{FixedLinks, GroupConfig, LogConfig, NatsLog};
 
 fn binary() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../.tools/bin/nats-server")
@@ -34,8 +34,7 @@ impl Servers {
         let routes: Vec<String> = ports.iter().map(|(_, route)| format!("nats://127.0.0.1:{route}")).collect();
         let node = |(index, (port, route)): (usize, &(u16, u16))| {
             let store = folder.join(index.to_string());
-            let mut arguments: Vec<String> =
-                ["-a", "127.0.0.1", "-js", "-p"].into_iter().map(str::to_owned).collect();
+            let mut arguments: Vec<String> = ["-a", "127.0.0.1", "-js", "-p"].into_iter().map(str::to_owned).collect();
             arguments.extend([port.to_string(), "-sd".into(), store.display().to_string()]);
             arguments.extend(["-n".into(), format!("n{index}")]);
             if count > 1 {
@@ -104,7 +103,8 @@ pub async fn replicas(servers: &Servers, count: usize, copies: u32) -> Vec<Arc<N
         for connection in 0..3 {
             clients.push(servers.connect(replica + connection).await);
         }
-        let config = LogConfig { prefix: prefix.clone(), replicas: copies, ..LogConfig::default() };
+        let groups = vec![GroupConfig { max_bytes: None, ..GroupConfig::default() }];
+        let config = LogConfig { prefix: prefix.clone(), replicas: copies, groups, ..LogConfig::default() };
         logs.push(NatsLog::start(Arc::new(FixedLinks(clients)), config).await.unwrap());
     }
     logs
