@@ -172,6 +172,8 @@ pub(crate) struct Unsent {
     sent: Sent,
     patience: Duration,
     deadline: Pin<Box<Sleep>>,
+    /// The connection is to be closed: progress no longer earns more time.
+    last: bool,
 }
 
 impl Unsent {
@@ -181,7 +183,13 @@ impl Unsent {
             None => Bytes::copy_from_slice(piece),
         };
         let pieces = batch.pieces(written).map(keep).collect();
-        Self { pieces, sent, patience, deadline: Box::pin(sleep(patience)) }
+        Self { pieces, sent, patience, deadline: Box::pin(sleep(patience)), last: false }
+    }
+
+    /// From now on the rest has to leave within the patience, however it moves: a client that reads a byte at a time
+    /// shall not hold a connection that is closing.
+    pub(crate) fn hurry(&mut self) {
+        self.last = true;
     }
 
     /// Goes on writing. An error also when the socket took nothing for the whole patience.
@@ -208,7 +216,9 @@ impl Unsent {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
             self.advance(written);
-            self.deadline.as_mut().reset(Instant::now() + self.patience);
+            if !self.last {
+                self.deadline.as_mut().reset(Instant::now() + self.patience);
+            }
         }
         ready!(socket.poll_flush(cx))?;
         Poll::Ready(Ok(self.sent))
@@ -226,3 +236,6 @@ impl Unsent {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

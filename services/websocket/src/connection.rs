@@ -244,6 +244,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         scratch: &mut Scratch,
     ) -> Poll<End> {
         let work = &mut scratch.work;
+        if let Some(unsent) = &mut self.unsent
+            && endpoint.outbox().is_closing()
+        {
+            unsent.hurry();
+        }
         loop {
             let polled = endpoint.outbox().poll_work(cx, work, 0, 0);
             if let Some(reason) = work.close.take() {

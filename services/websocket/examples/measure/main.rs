@@ -98,8 +98,7 @@ async fn open(server: &Server, count: usize, received: &Arc<AtomicU64>) -> Resul
         read_until(&mut stream, b"\r\n\r\n").await?;
         if server.session {
             let hello = b"{\"id\":1,\"connect\":{}}\n{\"id\":2,\"subscribe\":{\"channel\":\"all\"}}";
-            stream.write_all(&[0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0]).await?;
-            stream.write_all(hello).await?;
+            stream.write_all(&[&[0x81, 0x80 | hello.len() as u8, 0, 0, 0, 0], &hello[..]].concat()).await?;
             read_until(&mut stream, b"\"id\":2").await?;
         }
         let received = received.clone();
@@ -112,6 +111,10 @@ async fn open(server: &Server, count: usize, received: &Arc<AtomicU64>) -> Resul
                         // Each message holds this byte once.
                         let messages = buffer[..read].iter().filter(|byte| **byte == b'#').count();
                         received.fetch_add(messages as u64, Ordering::Relaxed);
+                        // The server's ping is an empty reply, its answer an empty command.
+                        if buffer[..read].ends_with(b"\x81\x02{}") {
+                            let _ = stream.try_write(b"\x81\x82\0\0\0\0{}");
+                        }
                     }
                     Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => {}
                     Err(_) => return,
