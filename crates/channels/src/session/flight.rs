@@ -34,6 +34,8 @@ pub(super) struct Flight {
     futures: FuturesUnordered<BoxFuture<'static, Done>>,
     /// Channels with a command under way that later ones on the channel must wait for.
     busy: Vec<Arc<str>>,
+    /// Subscriptions that are being made.
+    pub(super) subscribing: usize,
     /// Commands that wait, in order.
     pub(super) waiting: VecDeque<Command>,
     /// Whether a page of a catch-up is being read; one at a time keeps the outbox within its bound.
@@ -43,11 +45,6 @@ pub(super) struct Flight {
 impl Flight {
     pub(super) fn len(&self) -> usize {
         self.futures.len()
-    }
-
-    /// At most this many subscriptions are being made.
-    pub(super) fn subscribing(&self) -> usize {
-        self.busy.len()
     }
 
     pub(super) fn is_idle(&self) -> bool {
@@ -64,6 +61,18 @@ impl Flight {
 
     pub(super) fn block(&mut self, channel: Arc<str>) {
         self.busy.push(channel);
+    }
+
+    /// A subscription is being made in the channel.
+    pub(super) fn begin(&mut self, channel: Arc<str>) {
+        self.subscribing += 1;
+        self.block(channel);
+    }
+
+    /// It was made, or was not.
+    pub(super) fn finish(&mut self, channel: &str) {
+        self.subscribing = self.subscribing.saturating_sub(1);
+        self.unblock(channel);
     }
 
     pub(super) fn unblock(&mut self, channel: &str) {

@@ -104,6 +104,10 @@ impl Session {
             return;
         }
         let settings = self.node.settings();
+        let under_way = self.flight.as_ref().map_or(0, |flight| flight.subscribing);
+        if connected.subscriptions.len() + under_way >= settings.client.channel_limit {
+            return self.close(Disconnect::CHANNEL_LIMIT);
+        }
         let plan = match server_plan(&settings, channel, options, None, settings.client.recovery_max_bytes) {
             Ok(plan) => plan,
             Err(_) => return,
@@ -112,7 +116,7 @@ impl Session {
         let outbox = self.outbox.clone();
         let channel: Arc<str> = channel.into();
         let flight = self.flight.get_or_insert_default();
-        flight.block(channel.clone());
+        flight.begin(channel.clone());
         let name = channel.to_string();
         let future = async move {
             let outcome = establish(caller, plan, move |result| {
@@ -136,7 +140,7 @@ impl Session {
 
     pub(super) fn server_subscribed(&mut self, channel: &str, outcome: Result<Box<Established>, Failure>) {
         if let Some(flight) = &mut self.flight {
-            flight.unblock(channel);
+            flight.finish(channel);
         }
         match outcome {
             Ok(established) => self.adopt(established.subscription),

@@ -99,7 +99,7 @@ impl Session {
         if connected.subscriptions.get(&request.channel).is_some() {
             return Err(ErrorCode::ALREADY_SUBSCRIBED.into());
         }
-        let under_way = self.flight.as_ref().map_or(0, |flight| flight.subscribing());
+        let under_way = self.flight.as_ref().map_or(0, |flight| flight.subscribing);
         let limit = settings.client.channel_limit;
         if limit > 0 && connected.subscriptions.len() + under_way >= limit {
             return Err(ErrorCode::LIMIT_EXCEEDED.into());
@@ -109,7 +109,7 @@ impl Session {
         }
         let channel: Arc<str> = request.channel.as_str().into();
         let flight = self.flight.get_or_insert_default();
-        flight.block(channel.clone());
+        flight.begin(channel.clone());
         let wants = wants(settings, &resolved.namespace, &caller, &request);
         let chunk_bytes = settings.client.recovery_max_bytes;
         let future = async move {
@@ -121,7 +121,7 @@ impl Session {
 
     pub(super) fn subscribed(&mut self, id: u32, channel: &str, outcome: Result<Box<Established>, Failure>) {
         if let Some(flight) = &mut self.flight {
-            flight.unblock(channel);
+            flight.finish(channel);
         }
         match outcome {
             // The reply was queued when the subscription went live.

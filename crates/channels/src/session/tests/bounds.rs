@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
-use plenum_protocol::{Disconnect, Encoding, PublishRequest, Reply, Request};
+use plenum_protocol::codes::Unsubscribed;
+use plenum_protocol::{Disconnect, Encoding, PublishRequest, PushEvent, Reply, Request, SubscribeRequest};
 
 use super::{Client, api_publish, node, settings};
-use crate::{AcceptError, Link};
+use crate::node::unix_now;
+use crate::{AcceptError, Link, Settings, SubscribeOptions, Target};
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_is_too_slow_is_closed_and_hurts_nobody_else() {
@@ -35,6 +37,64 @@ async fn channels_per_connection() {
     client.subscribe("log:a", None).await.unwrap();
     client.subscribe("log:b", None).await.unwrap();
     assert_eq!(client.subscribe("log:c", None).await.unwrap_err().code, 106);
+    // A subscription that is being given up has no place any more.
+    let frame = br#"{"id":90,"unsubscribe":{"channel":"log:a"}}
+{"id":91,"subscribe":{"channel":"log:c"}}"#;
+    client.session.receive(frame);
+    client.answer(91).await.unwrap();
+    // Nor has the server more places than the client.
+    let (mut client, _) = Client::connect_as(&node, "anna;subs=log:a,log:b").await;
+    let target = Target { user: "anna".into(), ..Target::default() };
+    node.subscribe(target, "log:c", SubscribeOptions::default()).await.unwrap();
+    assert_eq!(client.close().await, Disconnect::CHANNEL_LIMIT);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_that_a_session_does_not_read() {
+    let node = node(settings());
+    let (client, _) = Client::connect_as(&node, "anna").await;
+    for number in 0..=1024 {
+        assert!(!client.session.outbox().is_closing(), "after {number} orders");
+        let target = Target { user: "anna".into(), ..Target::default() };
+        node.refresh(target, false, 0, None).await.unwrap();
+    }
+    assert!(client.session.outbox().is_closing());
+}
+
+/// Expiries go by the calendar's clock, so these run in real time.
+fn expiring() -> Settings {
+    let mut settings = settings();
+    settings.client.expired_close_delay = Duration::from_secs(1);
+    settings.client.expired_sub_close_delay = Duration::from_secs(1);
+    settings
+}
+
+#[tokio::test]
+async fn a_connection_that_is_not_refreshed() {
+    let node = node(expiring());
+    let exp = unix_now() + 1;
+    let (mut client, result) = Client::connect_as(&node, &format!("anna;exp={exp}")).await;
+    assert!(result.expires);
+    assert_eq!(client.close().await, Disconnect::EXPIRED);
+    assert!(unix_now() > exp, "closed before its grace was over");
+}
+
+#[tokio::test]
+async fn a_subscription_that_is_not_refreshed() {
+    let node = node(expiring());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    let exp = unix_now() + 1;
+    let token = format!("anna;channel=closed:a;exp={exp}");
+    let request = SubscribeRequest { channel: "closed:a".into(), token, ..Default::default() };
+    client.call(Request::Subscribe(Box::new(request))).await.unwrap();
+    let Unsubscribed { code, reason } = Unsubscribed::EXPIRED;
+    assert_eq!(client.push().await.event, PushEvent::Unsubscribe { code, reason: reason.into_owned() });
+    assert!(unix_now() > exp, "ended before its grace was over");
+    // The connection goes on; one that the server made ends with it.
+    let target = Target { user: "anna".into(), ..Target::default() };
+    let options = SubscribeOptions { expire_at: unix_now() + 1, ..SubscribeOptions::default() };
+    node.subscribe(target, "log:a", options).await.unwrap();
+    assert_eq!(client.close().await, Disconnect::SUBSCRIPTION_EXPIRED);
 }
 
 #[tokio::test(start_paused = true)]

@@ -137,7 +137,7 @@ async fn a_subscription_token_must_match_user_channel_and_client() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn an_expired_subscription_ends_unless_refreshed() {
+async fn a_subscription_is_refreshed_by_a_token_that_is_not_past() {
     let node = node(settings());
     let (mut client, _) = Client::connect_as(&node, "anna").await;
     let token = |seconds: u64| format!("anna;channel=closed:a;exp={}", unix_now() + seconds);
