@@ -64,13 +64,25 @@ pub struct BindError {
     pub source: io::Error,
 }
 
+/// Why a connection ended before it had a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Failure {
+    /// The TLS handshake failed.
+    Tls,
+    /// The TLS handshake or the request's head took too long.
+    Timeout,
+}
+
+/// Hears of each [`Failure`]; must not block.
+pub type Observer = Arc<dyn Fn(Failure) + Send + Sync>;
+
 /// One listening socket, with or without TLS.
-#[derive(Debug)]
 pub struct Server {
     listener: TcpListener,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
+    observer: Observer,
 }
 
 impl Server {
@@ -85,13 +97,20 @@ impl Server {
             Ok((listener, bound))
         };
         let (listener, bound) = listen().map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, address: bound, tls: None, config })
+        Ok(Self { listener, address: bound, tls: None, config, observer: Arc::new(|_| {}) })
     }
 
     /// Speaks TLS with this certificate, and looks every 5 s whether its files changed.
     #[must_use]
     pub fn with_tls(mut self, tls: Arc<Tls>) -> Self {
         self.tls = Some(tls);
+        self
+    }
+
+    /// Tells this observer of connections that fail before a request.
+    #[must_use]
+    pub fn with_observer(mut self, observer: Observer) -> Self {
+        self.observer = observer;
         self
     }
 
@@ -103,11 +122,11 @@ impl Server {
     /// Serves until `shutdown`, then stops accepting and lets requests under way finish for up to `grace`; what is left
     /// then is cut. Upgraded connections are not waited for.
     pub async fn run(self, router: Router, shutdown: CancellationToken, grace: Duration) {
-        let Self { listener, tls, config, address } = self;
+        let Self { listener, tls, config, address, observer } = self;
         let slots = u32::try_from(config.max_connections).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let places = Arc::new(Semaphore::new(slots as usize));
         let cut = CancellationToken::new();
-        let exchange = Arc::new(Exchange { router, tls, config, shutdown, cut: cut.clone() });
+        let exchange = Arc::new(Exchange { router, tls, config, observer, shutdown, cut: cut.clone() });
         tokio::select! {
             () = exchange.shutdown.cancelled() => {}
             () = accept(&listener, &exchange, &places) => {}
@@ -127,6 +146,7 @@ struct Exchange {
     router: Router,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
+    observer: Observer,
     shutdown: CancellationToken,
     cut: CancellationToken,
 }
@@ -191,8 +211,14 @@ async fn connection(exchange: Arc<Exchange>, stream: TcpStream, peer: SocketAddr
             match outcome {
                 // Boxed: the state of a TLS session is large and would double the size of this future.
                 Ok(Ok(stream)) => Box::pin(serve(&exchange, TokioIo::new(stream), peer)).await,
-                Ok(Err(error)) => tracing::debug!(%error, %peer, "TLS handshake failed"),
-                Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+                Ok(Err(error)) => {
+                    (exchange.observer)(Failure::Tls);
+                    tracing::debug!(%error, %peer, "TLS handshake failed");
+                }
+                Err(_) => {
+                    (exchange.observer)(Failure::Timeout);
+                    tracing::debug!(%peer, "TLS handshake took too long");
+                }
             }
         }
     }
@@ -225,6 +251,9 @@ where
         }
     };
     if let Err(error) = outcome {
+        if error.is_timeout() {
+            (exchange.observer)(Failure::Timeout);
+        }
         tracing::debug!(%error, %peer, "HTTP connection ended early");
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use http::StatusCode;
-use plenum_http::{Router, Server, ServerConfig, Tls, text};
+use plenum_http::{Failure, Router, Server, ServerConfig, Tls, text};
 use rcgen::{CertifiedKey, generate_simple_self_signed};
 use rustls::RootCertStore;
 use rustls_pki_types::ServerName;
@@ -213,4 +213,34 @@ async fn unusable_files_are_named() {
     std::fs::write(files.0.join("tls.key"), "nothing").unwrap();
     let error = files.load().unwrap_err();
     assert!(error.to_string().contains("tls.key"), "{error}");
+}
+
+#[tokio::test]
+async fn what_fails_before_a_request_is_told() {
+    let files = Files::new("observer");
+    files.write(&certificate());
+    let tls = Arc::new(files.load().unwrap());
+    let short = ServerConfig {
+        header_timeout: Duration::from_millis(50),
+        handshake_timeout: Duration::from_millis(50),
+        ..ServerConfig::default()
+    };
+    let garbage: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
+    for (tls, sent, expected) in [
+        (None, &b"GET / HTTP/1.1\r\n"[..], Failure::Timeout),
+        (Some(tls.clone()), b"", Failure::Timeout),
+        (Some(tls), garbage, Failure::Tls),
+    ] {
+        let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
+        let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), short.clone())
+            .unwrap()
+            .with_observer(Arc::new(move |failure| told.send(failure).unwrap()));
+        if let Some(tls) = tls {
+            server = server.with_tls(tls);
+        }
+        let address = server.local_addr();
+        tokio::spawn(server.run(hello(), CancellationToken::new(), LONG));
+        let _stream = send(address, sent).await;
+        assert_eq!(timeout(LONG, tells.recv()).await.unwrap(), Some(expected));
+    }
 }

@@ -11,8 +11,8 @@ use hyper::body::Incoming;
 use plenum_api::{Api, ApiConfig, ErrorMode, Keys, Operations, OperationsConfig, OperationsParts, Page};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
 use plenum_channels::{Node, Parts, Tokens};
-use plenum_http::{Reply, Router, Server, ServerConfig, Tls, text};
-use plenum_telemetry::Metrics;
+use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, text};
+use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
 use plenum_websocket::{Origins, Websocket, WebsocketConfig};
 
@@ -82,6 +82,7 @@ pub fn in_process(config: &Config, dev: bool) -> anyhow::Result<App> {
         metrics: config.prometheus.enabled.then(|| config.prometheus.handler_prefix.clone()),
     };
     let (public, internal) = bind(&config.http_server)?;
+    let public = public.with_observer(handshake_failures(&metrics));
     let services = Arc::new(Services {
         api: ArcSwap::from_pointee(api(config, &node)),
         operations: Operations::new(operations, OperationsParts { node: node.clone(), log }),
@@ -172,6 +173,18 @@ fn listen(address: &str, port: u16, limits: &ServerConfig) -> anyhow::Result<Ser
         return Ok(server);
     }
     Ok(Server::bind(config::resolve(address, port)?, limits.clone())?)
+}
+
+/// Counts clients that do not get as far as a request.
+fn handshake_failures(metrics: &Arc<Metrics>) -> Observer {
+    let metrics = metrics.clone();
+    Arc::new(move |failure| {
+        let result = match failure {
+            Failure::Tls => Handshake::Tls,
+            Failure::Timeout => Handshake::Timeout,
+        };
+        metrics.handshakes(result).inc();
+    })
 }
 
 fn tls(key: &str, section: &TlsSection) -> anyhow::Result<Option<Arc<Tls>>> {
