@@ -82,7 +82,7 @@ pub fn in_process(config: &Config, dev: bool) -> anyhow::Result<App> {
         metrics: config.prometheus.enabled.then(|| config.prometheus.handler_prefix.clone()),
     };
     let (public, internal) = bind(&config.http_server)?;
-    let public = public.with_observer(handshake_failures(&metrics));
+    let public = public.with_observer(handshake_failures(node.metrics()));
     let services = Arc::new(Services {
         api: ArcSwap::from_pointee(api(config, &node)),
         operations: Operations::new(operations, OperationsParts { node: node.clone(), log }),
