@@ -185,7 +185,14 @@ fn distance(a: &str, b: &str) -> usize {
 /// A value for an error message; nothing where the key could be a secret's.
 fn shown(path: &str, value: &Value) -> Option<String> {
     let name = path.rsplit('.').next().unwrap_or(path);
+    let section = path.rsplit_once('.').map_or("", |(section, _)| section);
+    // A name that does not exist may be a misspelt secret's.
+    let misspelt = || {
+        let secret = |name| table::find(&format!("{section}.{name}")).is_some_and(|row| row.kind == Kind::Secret);
+        table::find(path).is_none() && table::children(section).into_iter().any(secret)
+    };
     let secret = table::find(path).is_some_and(|row| row.kind == Kind::Secret)
+        || misspelt()
         || ["secret", "key", "password", "token", "pem"].iter().any(|part| name.contains(part))
         || value.is_object();
     if secret { None } else { Some(unsupported::short(value)) }

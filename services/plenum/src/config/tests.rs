@@ -239,6 +239,8 @@ fn secrets_are_never_printed() {
     let files = [
         ("a.toml", format!("[client.token]\nhmac_secret_key = \"{SECRET}\"\n[http_api]\nkey = \"{SECRET}\"\n")),
         ("a.toml", format!("[client.token]\nhmac_secret = \"{SECRET}\"")),
+        ("a.toml", format!("[client.token]\nhmac_sekret = \"{SECRET}\"")),
+        ("a.toml", format!("[http_api]\napi_kee = \"{SECRET}\"")),
         ("a.toml", format!("token_hmac_secret_key = \"{SECRET}\"")),
         ("a.toml", format!("[http_api]\nkey = [\"{SECRET}\"]")),
         ("a.toml", format!("[client.token]\nhmac_secret_key = {{ x = \"{SECRET}\" }}")),

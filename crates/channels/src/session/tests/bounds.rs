@@ -1,13 +1,20 @@
 //! Each bound of a connection, reached.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use plenum_protocol::codes::Unsubscribed;
-use plenum_protocol::{Disconnect, Encoding, PublishRequest, PushEvent, Reply, Request, SubscribeRequest};
+use plenum_protocol::{
+    Disconnect, Encoding, HistoryRequest, Publication, PublishRequest, PushEvent, Reply, ReplyResult, Request,
+    SubscribeRequest,
+};
 
 use super::{Client, api_publish, node, settings};
+use crate::channel::{Channel, GoLive, MemberTraits};
 use crate::node::unix_now;
-use crate::{AcceptError, Link, Settings, SubscribeOptions, Target};
+use crate::{
+    AcceptError, Entry, Link, Live, LiveEvent, Outbox, OutboxLimits, Position, Settings, SubscribeOptions, Target,
+};
 
 #[tokio::test(start_paused = true)]
 async fn a_reader_that_is_too_slow_is_closed_and_hurts_nobody_else() {
@@ -200,4 +207,44 @@ async fn two_missed_pongs_and_not_one() {
     // Pings at 25, 50 and 75 s; the second and third are unanswered, judged at 60 and 85 s.
     let elapsed = started.elapsed().as_secs();
     assert!((84..88).contains(&elapsed), "{elapsed} s");
+}
+
+#[test]
+fn publications_kept_for_those_who_are_joining() {
+    let channel = Channel::new("c".into(), plenum_telemetry::Metrics::new().unwrap());
+    let at = |offset| Position { offset, epoch: "e".into() };
+    channel.started(at(0));
+    let outbox = Arc::new(Outbox::new(Encoding::Json, OutboxLimits { max_bytes: 1 << 20 }));
+    let member = channel.join(outbox.clone(), MemberTraits::default());
+    let publish = |offset| {
+        let publication = Publication { data: "1".into(), offset, ..Publication::default() };
+        channel.deliver(&[LiveEvent::Publication(Arc::new(Entry {
+            offset,
+            previous: offset - 1,
+            publication,
+            stored_at_ms: 0,
+        }))]);
+    };
+    (1..=1025).for_each(publish);
+    assert_eq!(channel.go_live(member, Some(&at(0)), &mut None), GoLive::Behind, "it has to read the log again");
+    assert_eq!(channel.go_live(member, Some(&at(1025)), &mut None), GoLive::Done);
+    assert_eq!(outbox.pending_bytes(), 0);
+    publish(1026);
+    assert!(outbox.pending_bytes() > 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bytes_of_a_page_of_history() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    let payload = format!("\"{}\"", "x".repeat(50_000));
+    for _ in 0..20 {
+        api_publish(&node, "log:a", &payload).await;
+    }
+    let request = HistoryRequest { channel: "log:a".into(), limit: -1, ..HistoryRequest::default() };
+    match client.call(Request::History(request)).await.unwrap() {
+        // The default outbox of 1 MiB gives a page a quarter.
+        ReplyResult::History(page) => assert_eq!(page.publications.len(), 6),
+        other => panic!("{other:?}"),
+    }
 }
