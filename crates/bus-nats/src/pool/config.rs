@@ -101,6 +101,13 @@ pub struct PoolConfig {
     pub name: String,
 }
 
+impl Default for PoolConfig {
+    /// The defaults without a server, which has to be added.
+    fn default() -> Self {
+        PoolConfig::new(Vec::<String>::new())
+    }
+}
+
 impl PoolConfig {
     /// The defaults for these servers.
     pub fn new(servers: impl IntoIterator<Item = impl Into<String>>) -> Self {

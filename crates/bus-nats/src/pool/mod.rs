@@ -9,6 +9,8 @@ mod lease;
 mod link;
 mod pins;
 mod stats;
+#[cfg(test)]
+mod tests;
 mod upkeep;
 
 use std::panic::Location;
@@ -32,6 +34,7 @@ use connection::Connection;
 use lease::Leases;
 use link::Link;
 use pins::Pins;
+pub(crate) use pins::spread;
 
 /// Events that a slow receiver may lag behind before it loses the oldest.
 const EVENTS: usize = 1024;

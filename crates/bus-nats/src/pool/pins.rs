@@ -60,7 +60,7 @@ impl Pins {
 }
 
 /// Mixes the bits, so that hashes which differ only in their high bits spread as well.
-pub(super) fn spread(hash: u64) -> u64 {
+pub(crate) fn spread(hash: u64) -> u64 {
     let mut mixed = hash ^ (hash >> 32);
     mixed = mixed.wrapping_mul(0x9E37_79B9_7F4A_7C15);
     mixed ^ (mixed >> 29)

@@ -83,12 +83,12 @@ impl Load {
 }
 
 impl Pool {
-    /// The first connection that is too old, or whose server is about to stop.
+    /// The connection whose server is about to stop, else the oldest one that is too old.
     fn due_for_replacement(&self) -> Option<usize> {
-        self.publishing.load().iter().position(|connection| {
-            connection.opened_at.elapsed() > connection.recycle_after
-                || connection.link.lame_duck.load(Ordering::Relaxed)
-        })
+        let set = self.publishing.load();
+        let leaving = |connection: &Connection| connection.link.lame_duck.load(Ordering::Relaxed);
+        let due = set.iter().enumerate().filter(|(_, one)| leaving(one) || one.opened_at.elapsed() > one.recycle_after);
+        due.max_by_key(|(_, one)| (leaving(one), one.opened_at.elapsed())).map(|(index, _)| index)
     }
 
     /// A new publishing connection with contact.
@@ -214,7 +214,7 @@ pub(super) fn measure(connection: &Connection, retiring: bool) -> ConnectionStat
     let link = &connection.link;
     let traffic = connection.client.statistics();
     ConnectionStats {
-        connection: connection.id(),
+        id: connection.id(),
         role: link.role,
         server: link.server(),
         healthy: connection.is_up(),

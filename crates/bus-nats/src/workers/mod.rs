@@ -1,0 +1,192 @@
+//! The keyed worker pool: order within a key, parallel across keys, bounded memory; no lock and no allocation per
+//! message. One per process.
+
+mod queue;
+mod worker;
+
+#[cfg(test)]
+mod tests;
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use serde::Serialize;
+use tokio::task::JoinSet;
+
+use crate::histogram::Latency;
+use queue::{Job, Queue};
+
+/// Settings of a worker pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WorkersConfig {
+    /// Workers; each is one task (default 256).
+    pub workers: usize,
+    /// Messages that wait for one worker, at most (default 1,000).
+    pub queue: usize,
+    /// How long [`Workers::submit`] waits for room (default 500 ms).
+    pub wait: Duration,
+    /// Time from submission in which a message must be done (default 30 s).
+    pub deadline: Duration,
+}
+
+impl Default for WorkersConfig {
+    fn default() -> Self {
+        WorkersConfig { workers: 256, queue: 1000, wait: Duration::from_millis(500), deadline: Duration::from_secs(30) }
+    }
+}
+
+/// How far a message's work is after its first step.
+pub enum Step<'a> {
+    /// Done; costs no allocation.
+    Done,
+    /// The rest waits for something. The worker goes on with its next message when it is done or its deadline is over.
+    Later(Pin<Box<dyn Future<Output = ()> + Send + 'a>>),
+}
+
+/// Why a message that was accepted was not done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Loss {
+    /// Its deadline passed, in the queue or at work.
+    Expired,
+    /// Its work panicked.
+    Panicked,
+    /// The pool was stopped.
+    Stopped,
+}
+
+/// Work on messages of type `M`. Registered once; a reference to it travels with each message.
+pub trait Work<M>: Send + Sync + 'static {
+    /// Works on one message. Must not block the thread.
+    fn run(&self, key: u64, message: M) -> Step<'_>;
+
+    /// Says that an accepted message of this key was not done.
+    fn lost(&self, key: u64, loss: Loss) {
+        let _ = (key, loss);
+    }
+}
+
+/// A message that was not accepted, given back.
+#[derive(Debug)]
+pub struct Rejected<M> {
+    /// The message.
+    pub message: M,
+    /// Why.
+    pub reason: Reason,
+}
+
+/// Why a message was not accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// Its worker's queue was full, for as long as the call may wait.
+    Full,
+    /// The pool is stopped.
+    Stopped,
+}
+
+/// Counts since the start.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
+pub struct WorkersStats {
+    /// Workers.
+    pub workers: usize,
+    /// Messages that wait now.
+    pub queued: usize,
+    /// Messages that wait now for the busiest worker.
+    pub longest_queue: usize,
+    /// Bound of one queue.
+    pub queue_bound: usize,
+    /// Messages done.
+    pub done: u64,
+    /// Messages refused because a queue was full.
+    pub rejected: u64,
+    /// Accepted messages whose deadline passed.
+    pub expired: u64,
+    /// Accepted messages whose work panicked.
+    pub panicked: u64,
+    /// Steps that kept a worker busy past their message's deadline; they were done all the same.
+    pub overran: u64,
+    /// Accepted messages given up at the stop.
+    pub abandoned: u64,
+    /// From submission to done; of every 16th message.
+    pub latency: Latency,
+}
+
+/// The pool.
+pub struct Workers<M> {
+    queues: Box<[Arc<Queue<M>>]>,
+    config: WorkersConfig,
+    tasks: Mutex<JoinSet<()>>,
+}
+
+impl<M: Send + 'static> Workers<M> {
+    /// Starts the workers on the present runtime. A queue takes its memory when its first message comes.
+    pub fn start(config: WorkersConfig) -> Arc<Self> {
+        let count = config.workers.max(1);
+        let queues: Box<[_]> = (0..count).map(|_| Arc::new(Queue::new(config.queue.max(1)))).collect();
+        let mut tasks = JoinSet::new();
+        for queue in &queues {
+            tasks.spawn(worker::run(queue.clone()));
+        }
+        Arc::new(Workers { queues, config, tasks: Mutex::new(tasks) })
+    }
+
+    fn queue(&self, key: u64) -> &Queue<M> {
+        &self.queues[(crate::pool::spread(key) % self.queues.len() as u64) as usize]
+    }
+
+    fn job(&self, key: u64, work: &Arc<dyn Work<M>>, message: M) -> Job<M> {
+        let submitted = Instant::now();
+        Job { work: work.clone(), message, key, submitted, deadline: submitted + self.config.deadline }
+    }
+
+    /// Gives a message to the worker of its key, or gives it back at once. For readers that must not wait.
+    pub fn try_submit(&self, key: u64, work: &Arc<dyn Work<M>>, message: M) -> Result<(), Rejected<M>> {
+        let queue = self.queue(key);
+        let outcome = queue.push(self.job(key, work, message));
+        outcome.map_err(|(job, reason)| queue.reject(job.message, reason))
+    }
+
+    /// Gives a message to the worker of its key; waits for room for [`WorkersConfig::wait`] and then gives it back.
+    /// Messages of one key that are submitted one after the other are worked on in that order.
+    pub async fn submit(&self, key: u64, work: &Arc<dyn Work<M>>, message: M) -> Result<(), Rejected<M>> {
+        let queue = self.queue(key);
+        match queue.push(self.job(key, work, message)) {
+            Ok(()) => Ok(()),
+            Err((job, Reason::Full)) => {
+                let outcome = queue.push_within(job, self.config.wait).await;
+                outcome.map_err(|(job, reason)| queue.reject(job.message, reason))
+            }
+            Err((job, reason)) => Err(queue.reject(job.message, reason)),
+        }
+    }
+
+    /// Numbers at this moment.
+    pub fn stats(&self) -> WorkersStats {
+        let mut stats =
+            WorkersStats { workers: self.queues.len(), queue_bound: self.config.queue, ..WorkersStats::default() };
+        let latency = crate::histogram::Histogram::new();
+        for queue in &self.queues {
+            queue.add_to(&mut stats);
+            latency.add(&queue.latency);
+        }
+        stats.latency = latency.latency();
+        stats
+    }
+
+    /// Takes no more messages, works off what waits, at most for `deadline`, and ends every task. What is left then is
+    /// told [`Loss::Stopped`]; its number is returned.
+    pub async fn stop(&self, deadline: Duration) -> u64 {
+        for queue in &self.queues {
+            queue.close();
+        }
+        let mut tasks = std::mem::take(&mut *self.tasks.lock());
+        let all_done = async { while tasks.join_next().await.is_some() {} };
+        if tokio::time::timeout(deadline, all_done).await.is_err() {
+            tasks.shutdown().await;
+        }
+        self.queues.iter().map(|queue| queue.abandon()).sum()
+    }
+}
