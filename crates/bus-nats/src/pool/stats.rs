@@ -8,7 +8,7 @@ use super::Role;
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ConnectionStats {
     /// Its number; never used twice in one pool.
-    pub id: usize,
+    pub connection: usize,
     /// What it is for.
     pub role: Role,
     /// Address of the server it has or seeks.

@@ -100,15 +100,15 @@ async fn a_pinned_key_moves_only_when_nothing_of_it_is_in_flight() {
             .connections
             .iter()
             .filter(|one| one.role == Role::Publishing && !one.retiring)
-            .all(|one| one.id > 2)
+            .all(|one| one.connection > 2)
     })
     .await;
     assert_eq!(pool.pinned(42).connection(), id, "the key is in flight on the old connection");
-    assert!(pool.stats().connections.iter().any(|one| one.id == id && one.retiring && one.in_flight == 1));
+    assert!(pool.stats().connections.iter().any(|one| one.connection == id && one.retiring && one.in_flight == 1));
     held.flush().await.unwrap();
     drop(held);
     assert_ne!(pool.pinned(42).connection(), id);
-    until("the old connection is closed", || pool.stats().connections.iter().all(|one| one.id != id)).await;
+    until("the old connection is closed", || pool.stats().connections.iter().all(|one| one.connection != id)).await;
 }
 
 #[tokio::test]
@@ -288,7 +288,7 @@ async fn settings_are_reloaded_without_a_break() {
     pool.reload(PoolConfig { credentials: user("two", "second"), publishing: 3, ..config }).await.unwrap();
     held.flush().await.unwrap();
     drop(held);
-    let fresh = pool.stats().connections.iter().filter(|one| one.healthy && !one.retiring && one.id > 2).count();
+    let fresh = pool.stats().connections.iter().filter(|one| one.healthy && !one.retiring && one.connection > 2).count();
     assert_eq!(fresh, 3);
     // The first user goes; only the subscribing connection still has it, and comes back as the second.
     server.edit_config(|text| text.replace("{user: one, password: first}, ", "")).unwrap();

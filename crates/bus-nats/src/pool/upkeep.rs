@@ -214,7 +214,7 @@ pub(super) fn measure(connection: &Connection, retiring: bool) -> ConnectionStat
     let link = &connection.link;
     let traffic = connection.client.statistics();
     ConnectionStats {
-        id: connection.id(),
+        connection: connection.id(),
         role: link.role,
         server: link.server(),
         healthy: connection.is_up(),
