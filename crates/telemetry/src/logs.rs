@@ -1,5 +1,7 @@
 //! Logs go to standard error, one event a line.
 
+use std::io::IsTerminal;
+
 use tracing_subscriber::EnvFilter;
 
 /// How log lines look.
@@ -34,7 +36,9 @@ pub enum LogError {
 /// comma-separated list of `target=level`.
 pub fn init_logs(format: LogFormat, level: &str) -> Result<(), LogError> {
     let filter = filter(level)?;
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Colours are for a terminal only.
+    let terminal = std::io::stderr().is_terminal();
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).with_ansi(terminal);
     let installed = match format {
         LogFormat::Json => builder.json().flatten_event(true).with_current_span(true).with_span_list(false).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).try_init(),

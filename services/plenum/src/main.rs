@@ -58,7 +58,7 @@ fn serve(arguments: &Serve) -> anyhow::Result<ExitCode> {
     runtime.block_on(async {
         let app = compose::in_process(&config, dev.is_some())?;
         let bound = app.bound();
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %bound.public, internal = ?bound.internal, "serving");
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %bound.public, internal = bound.internal.map(tracing::field::display), "serving");
         if let Some(dev) = &dev {
             print(&dev.banner(&config, &bound))?;
         }

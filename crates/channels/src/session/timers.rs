@@ -23,6 +23,8 @@ pub(super) struct Beat {
     scheduled: u32,
     /// When the last ping was sent; 0: before the first.
     pinged: u32,
+    /// How often it pings: what the client was told, whatever a reload says since.
+    interval: u32,
     /// A ping is out and nothing has come since.
     waiting: bool,
     missed: u8,
@@ -35,7 +37,7 @@ impl Beat {
     /// The heartbeat of a connection that is not authenticated: it must be by then.
     pub(super) fn stale_after(node: &Arc<Node>) -> Self {
         let due = node.wheel.after(node.settings().client.stale_close_delay);
-        Self { due, scheduled: due, pinged: 0, waiting: false, missed: 0, second: 0, frames: 0 }
+        Self { due, scheduled: due, pinged: 0, interval: 0, waiting: false, missed: 0, second: 0, frames: 0 }
     }
 
     /// Counts a frame; any frame is a sign of life. False when too many came this second.
@@ -87,6 +89,7 @@ impl Session {
     pub(super) fn start_beat(&mut self) {
         let settings = self.node.settings();
         self.beat.pinged = self.node.wheel.now();
+        self.beat.interval = (settings.client.ping_interval.as_millis() / TICK.as_millis()) as u32;
         self.beat.due = self.node.wheel.after(settings.client.ping_interval);
         self.schedule();
     }
@@ -94,8 +97,7 @@ impl Session {
     /// Sends the next ping or judges the last. False when too many were missed.
     fn on_beat(&mut self, now: u32) -> bool {
         let settings = self.node.settings();
-        let interval = (settings.client.ping_interval.as_millis() / TICK.as_millis()) as u32;
-        let next_ping = self.beat.pinged.saturating_add(interval);
+        let next_ping = self.beat.pinged.saturating_add(self.beat.interval);
         if self.beat.waiting {
             self.beat.waiting = false;
             self.beat.missed = self.beat.missed.saturating_add(1);

@@ -41,6 +41,7 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
             checks.add(&key, Some(value.to_owned()), text);
         }
     }
+    super::nats::check(config, warnings, checks.problems);
     warn(config, warnings);
 }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod error;
+mod nats;
 mod print;
 mod secret;
 mod sections;
@@ -17,6 +18,7 @@ use serde_json::{Map, Value};
 
 pub use check::{exposed, resolve};
 pub use error::{ConfigError, Problem};
+pub use nats::{DEFAULT_GROUP, Nats, NatsPool, RetentionGroups};
 pub use print::{default_file, documentation};
 pub use sections::{Config, ErrorMode, Format, HttpServer, TlsSection};
 use source::Layer;
@@ -215,7 +217,10 @@ fn read(mut tree: Map<String, Value>, config: &mut Config, problems: &mut Vec<Pr
     if let Some(enabled) = enabled.get("enabled") {
         set(&mut config.subscription_token.enabled, enabled.clone(), "client.subscription_token.enabled", problems);
     }
-    set(&mut config.channel, section("channel"), "channel", problems);
+    let mut channel = section("channel");
+    config.retention_groups = RetentionGroups::take(&mut channel, problems);
+    set(&mut config.channel, channel, "channel", problems);
+    set(&mut config.nats, section("nats"), "nats", problems);
     set(&mut config.http_api, section("http_api"), "http_api", problems);
     set(&mut config.websocket, section("websocket"), "websocket", problems);
     set(&mut config.prometheus, section("prometheus"), "prometheus", problems);
@@ -275,11 +280,14 @@ fn tree(config: &Config) -> Map<String, Value> {
         }
     }
     client.insert("subscription_token".into(), subscription.into());
+    let mut channel = object(&config.channel);
+    config.retention_groups.put(&mut channel);
     Map::from_iter([
         ("http_server".to_owned(), object(&config.http_server).into()),
         ("log".to_owned(), object(&config.log).into()),
         ("client".to_owned(), client.into()),
-        ("channel".to_owned(), object(&config.channel).into()),
+        ("channel".to_owned(), channel.into()),
+        ("nats".to_owned(), object(&config.nats).into()),
         ("http_api".to_owned(), object(&config.http_api).into()),
         ("websocket".to_owned(), object(&config.websocket).into()),
         ("prometheus".to_owned(), object(&config.prometheus).into()),

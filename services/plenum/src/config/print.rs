@@ -43,7 +43,7 @@ pub fn default_file() -> String {
             section.clone_into(&mut header);
             match section.strip_suffix("[]") {
                 Some(list) => {
-                    let _ = write!(text, "\n# A namespace; as many of these as needed.\n# [[{list}]]\n");
+                    let _ = write!(text, "\n# An entry of {list}; as many of these as needed.\n# [[{list}]]\n");
                 }
                 None => {
                     let _ = write!(text, "\n[{section}]\n");
@@ -83,8 +83,8 @@ fn section_of(row: &Row) -> &str {
 
 /// The default as TOML and JSON both write it; none for lists of tables.
 fn shown_default(row: &Row, defaults: &Map<String, Value>) -> Option<String> {
-    // The options of namespaces have the defaults of those without one.
-    let key = row.key.replace("namespaces[]", "without_namespace");
+    // The options of namespaces have the defaults of those without one, retention groups those of the default group.
+    let key = row.key.replace("namespaces[]", "without_namespace").replace("nats.retention_groups[]", "nats");
     match source::lookup(defaults, &key) {
         Some(Value::Array(_)) if row.kind == Kind::List => None,
         Some(value) => Some(value.to_string()),

@@ -7,6 +7,7 @@ use plenum_channels::{ChannelSettings, ClientSettings, Settings, duration};
 use plenum_tokens::TokenConfig;
 use serde::{Deserialize, Serialize};
 
+use super::nats::{Nats, RetentionGroups};
 use super::secret::Secret;
 
 /// The whole configuration.
@@ -24,6 +25,10 @@ pub struct Config {
     pub subscription_token: SubscriptionToken,
     /// `channel`
     pub channel: ChannelSettings,
+    /// `retention_group` of the namespaces in `channel`.
+    pub retention_groups: RetentionGroups,
+    /// `nats`
+    pub nats: Nats,
     /// `http_api`
     pub http_api: HttpApi,
     /// `websocket`

@@ -288,6 +288,88 @@ const NAMESPACE: &[Entry] = &[
         Text,
         "! log (acknowledged, then delivered exactly once and in order) or none (at most once, no position, no history).",
     ),
+    (
+        "retention_group",
+        Text,
+        "! Group of nats.retention_groups that keeps these channels; empty: the default group. Takes effect after a restart.",
+    ),
+];
+
+const NATS: &[Entry] = &[
+    (
+        "nats.servers",
+        Words,
+        "! Addresses of NATS servers with JetStream (nats://host:port or tls://host:port), so that several replicas are one server; empty: the log is in this process.",
+    ),
+    ("nats.user", Text, "! User at the NATS servers; with nats.password."),
+    ("nats.password", Secret, "! The user's password."),
+    ("nats.token", Secret, "! A token, instead of a user."),
+    ("nats.nkey_seed_file", Text, "! Path of a file with the seed of an nkey, instead of a user."),
+    ("nats.creds_file", Text, "! Path of a .creds file (JWT and seed), instead of a user; read at every connect."),
+    ("nats.tls.enabled", Switch, "! Refuses servers without TLS; servers that require it get it anyway."),
+    ("nats.tls.handshake_first", Switch, "! TLS before the server's first line, for servers set up so."),
+    ("nats.tls.server_ca_pem", Text, "! Path of a PEM file with the CA to trust instead of the system's."),
+    ("nats.tls.cert_pem", Text, "! Path of a PEM file with the client's certificate chain; with key_pem."),
+    ("nats.tls.key_pem", Text, "! Path of a PEM file with the client certificate's key."),
+    (
+        "nats.prefix",
+        Text,
+        "! First token of subjects and part of streams' names, 1 to 32 of a-z A-Z 0-9 - _; the same on all replicas.",
+    ),
+    ("nats.replicas", Number, "! Copies of each stream: 1, 3 or 5; the same on all replicas."),
+    ("nats.shards", Number, "! Streams of the default group, 1 to 64; fixed once data exists under the prefix."),
+    ("nats.max_age", Duration, "! Publications older than this leave the log, at least 10m. Can be raised later."),
+    (
+        "nats.max_bytes",
+        Number,
+        "! Bytes of one shard, at least 1048576; beyond them the oldest publications leave. 0: what the servers hold.",
+    ),
+    ("nats.retention_groups", List, "! Further groups of streams with a retention of their own."),
+    (
+        "nats.append_patience",
+        Duration,
+        "! How long a publication without acknowledgement is tried before the publisher is told; 15s to below 45s.",
+    ),
+    ("nats.append_lanes", Number, "! Tasks that append, 1 to 64; a channel belongs to one."),
+    ("nats.append_window", Number, "! Unacknowledged appends of one lane, 1 to 65536."),
+    (
+        "nats.append_queue",
+        Number,
+        "! Appends that wait in one lane besides those, 1 to 1000000; beyond it publishing fails as unavailable.",
+    ),
+    ("nats.delivery_workers", Number, "! Tasks that deliver publications, 1 to 256; a channel belongs to one."),
+    ("nats.pool.publishing", Number, "! Connections for publishing and requests at start, 1 to 64."),
+    ("nats.pool.min_publishing", Number, "! Fewest of them when resized by load."),
+    ("nats.pool.max_publishing", Number, "! Most of them when resized by load, at most 64."),
+    ("nats.pool.subscribing", Number, "! Connections that carry subscriptions, 1 to 64; fixed until a restart."),
+    ("nats.pool.grow_above", Number, "! One publishing connection more while each has more requests in flight."),
+    ("nats.pool.shrink_below", Number, "! One publishing connection less while each has fewer in flight."),
+    ("nats.pool.recycle_after", Duration, "! Age at which a publishing connection is replaced; 1m to 168h."),
+    ("nats.pool.probe_interval", Duration, "! Time between measurements of a connection's round trip; 1s to 10m."),
+    ("nats.pool.probe_timeout", Duration, "! A measurement without answer has failed after this; 100ms to 1m."),
+    (
+        "nats.pool.ping_interval",
+        Duration,
+        "! Time between pings; the third unanswered one ends a connection. 500ms to 1m.",
+    ),
+    ("nats.pool.connect_timeout", Duration, "! Limit of one attempt to connect; 100ms to 1m."),
+    ("nats.pool.backoff_min", Duration, "! Upper bound of the first delay before connecting again; 10ms to 1m."),
+    ("nats.pool.backoff_max", Duration, "! Upper bound of every such delay; 10ms to 10m."),
+    ("nats.pool.lease_limit", Duration, "! A lease held longer is reported and reclaimed; 1s to 1h."),
+    ("nats.pool.window", Number, "! Unacknowledged publishes of one connection, 1 to 1000000."),
+    (
+        "nats.pool.subscription_capacity",
+        Number,
+        "! Messages that one subscription buffers, 256 to 1000000; beyond it some are dropped and then repaired.",
+    ),
+    ("nats.pool.discover_servers", Switch, "! Uses servers that the configured ones advertise, too."),
+];
+
+const RETENTION_GROUP: &[Entry] = &[
+    ("name", Text, "! Name of the group, as nats.prefix; default is the name of the group that is always there."),
+    ("shards", Number, "! As nats.shards."),
+    ("max_age", Duration, "! As nats.max_age."),
+    ("max_bytes", Number, "! As nats.max_bytes."),
 ];
 
 const SERVICES: &[Entry] = &[
@@ -321,7 +403,7 @@ const SERVICES: &[Entry] = &[
 pub fn rows() -> &'static [Row] {
     static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
         let mut rows = Vec::new();
-        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, SERVICES].into_iter().flatten() {
+        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, NATS, SERVICES].into_iter().flatten() {
             match *key {
                 "http_server.tls" | "http_server.internal_tls" => group(&mut rows, key, TLS),
                 "client.token" => group(&mut rows, key, TOKEN),
@@ -336,6 +418,10 @@ pub fn rows() -> &'static [Row] {
                     let about = "Name of the namespace: two or more of a-z A-Z 0-9 - _ .";
                     rows.push(row("channel.namespaces[].name".into(), Text, about));
                     group(&mut rows, "channel.namespaces[]", NAMESPACE);
+                }
+                "nats.retention_groups" => {
+                    rows.push(row((*key).into(), *kind, about));
+                    group(&mut rows, "nats.retention_groups[]", RETENTION_GROUP);
                 }
                 _ => rows.push(row((*key).into(), *kind, about)),
             }

@@ -186,6 +186,20 @@ fn what_cannot_be_used_names_source_key_value_and_what_is_allowed() {
         ("[health]\nhandler_prefix = \"/metrics\"", &["health.handler_prefix", "must differ from prometheus"]),
         ("[websocket]\nmessage_size_limit = 1", &["websocket.message_size_limit = 1", "from 1024 to"]),
         ("[shutdown]\ntimeout = \"2h\"", &["shutdown.timeout = 2h", "from 1s to 1h"]),
+        ("[nats]\nservers = [\"http://a\"]", &["nats.servers[0] = \"http://a\"", "nats://host:port"]),
+        ("[nats]\nuser = \"u\"\ntoken = \"t\"", &["nats.token", "contradicts nats.user"]),
+        ("[nats]\ncreds_file = \"/nonexistent/a\"", &["nats.creds_file = \"/nonexistent/a\"", "path of a file"]),
+        ("[nats]\nprefix = \"a.b\"", &["nats.prefix = \"a.b\"", "1 to 32"]),
+        ("[nats]\nreplicas = 2", &["nats.replicas = 2", "1, 3 or 5"]),
+        ("[nats]\nmax_age = \"1m\"", &["nats.max_age = 1m", "at least 10m"]),
+        ("[nats]\nappend_patience = \"45s\"", &["nats.append_patience = 45s", "below 45s"]),
+        ("[nats.pool]\nmin_publishing = 3", &["nats.pool.min_publishing = 3", "from 1 to 2"]),
+        ("[nats.tls]\ncert_pem = \"/\"", &["nats.tls.cert_pem", "needs nats.tls.key_pem"]),
+        ("[[nats.retention_groups]]\nname = \"default\"", &["nats.retention_groups[0].name = \"default\"", "unique"]),
+        (
+            "[[channel.namespaces]]\nname = \"chat\"\nretention_group = \"long\"",
+            &["channel.namespaces[0].retention_group = \"long\"", "there are default"],
+        ),
     ];
     for (text, parts) in cases {
         let error = message(file("plenum.toml", text));
@@ -238,6 +252,11 @@ fn secrets_are_never_printed() {
     // Good, misplaced, misspelt, mistyped, and in files that do not parse.
     let files = [
         ("a.toml", format!("[client.token]\nhmac_secret_key = \"{SECRET}\"\n[http_api]\nkey = \"{SECRET}\"\n")),
+        ("a.toml", format!("[nats]\nuser = \"u\"\npassword = \"{SECRET}\"")),
+        ("a.toml", format!("[nats]\npassword = \"{SECRET}\"\ntoken = \"{SECRET}\"")),
+        ("a.toml", format!("[nats]\nservers = [\"nats://u:{SECRET}@host\"]")),
+        ("a.toml", format!("[nats]\ntoken = [\"{SECRET}\"]")),
+        ("a.toml", format!("[nats]\nnkey_seed_file = \"{SECRET}\"")),
         ("a.toml", format!("[client.token]\nhmac_secret = \"{SECRET}\"")),
         ("a.toml", format!("[client.token]\nhmac_sekret = \"{SECRET}\"")),
         ("a.toml", format!("[http_api]\napi_kee = \"{SECRET}\"")),
@@ -261,6 +280,53 @@ fn secrets_are_never_printed() {
         };
         assert!(!shown.contains(SECRET), "{text}\n{shown}");
     }
+}
+
+const NATS: &str = r#"
+[nats]
+servers = "nats://a:4222,b:4222"
+user = "plenum"
+password = "s3cr3t-s3cr3t-s3cr3t"
+replicas = 3
+[[nats.retention_groups]]
+name = "long"
+shards = 2
+max_age = "720h"
+[channel.without_namespace]
+history_size = 5
+history_ttl = "48h"
+[[channel.namespaces]]
+name = "chat"
+history_size = 5
+history_ttl = "48h"
+retention_group = "long"
+presence = true
+"#;
+
+#[test]
+fn namespaces_choose_a_retention_group() {
+    let Loaded { config, warnings } = file("a.toml", NATS).unwrap();
+    assert_eq!(config.nats.servers, ["nats://a:4222", "b:4222"]);
+    let chosen: Vec<_> =
+        config.retention_groups.entries(&config.channel).map(|(_, name, group)| (name, group)).collect();
+    assert_eq!(chosen, [("", "default"), ("chat", "long")]);
+    let groups = config.nats.groups();
+    assert_eq!((groups[0].name.as_str(), groups[0].shards, groups[1].shards), ("default", 4, 2));
+    for expected in ["channel.without_namespace.history_ttl = 48h is longer", "presence is each replica's own"] {
+        assert!(warnings.iter().any(|warning| warning.starts_with(expected)), "{expected}: {warnings:?}");
+    }
+    assert!(!warnings.iter().any(|warning| warning.contains("namespaces[0].history_ttl")), "{warnings:?}");
+    let mut new = config.clone();
+    new.retention_groups.namespaces.clear();
+    assert_eq!(changed(&config, &new), ["channel.namespaces"]);
+}
+
+#[test]
+fn nats_is_off_without_servers_and_can_be_set_from_the_environment() {
+    assert!(!Config::default().nats.enabled());
+    let sources = environment(&[("PLENUM_NATS__SERVERS", "nats://a nats://b"), ("PLENUM_NATS__TLS__ENABLED", "true")]);
+    let nats = load(&sources).unwrap().config.nats;
+    assert!(nats.enabled() && nats.tls.enabled && nats.servers.len() == 2);
 }
 
 /// What Centrifugo's documentation shows for a typical server; all of it exists here.
@@ -375,6 +441,7 @@ fn a_centrifugo_file_with_more_lists_everything_in_one_error() {
 fn the_table_and_the_structs_have_the_same_keys() {
     let mut config = Config::default();
     config.channel.namespaces = vec![plenum_channels::NamespaceOptions { name: "x".into(), ..Default::default() }];
+    config.nats.retention_groups = vec![Default::default()];
     let mut keys = BTreeSet::new();
     collect("", &Value::Object(tree(&config)), &mut keys);
     let rows: BTreeSet<String> = table::rows().iter().map(|row| row.key.clone()).collect();

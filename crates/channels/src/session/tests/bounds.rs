@@ -68,6 +68,21 @@ async fn orders_that_a_session_does_not_read() {
     assert!(client.session.outbox().is_closing());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_reload_leaves_the_pings_that_a_client_was_told_of() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    let mut later = settings();
+    later.client.ping_interval = Duration::from_secs(600);
+    node.reload(later).unwrap();
+    for _ in 0..3 {
+        client.idle(25).await;
+        client.session.receive(b"{}");
+    }
+    // SDKs give a connection up whose pings stay out.
+    assert!(client.inbox.iter().filter(|reply| matches!(reply, Reply::Ping)).count() >= 2);
+}
+
 /// Expiries go by the calendar's clock, so these run in real time.
 fn expiring() -> Settings {
     let mut settings = settings();
