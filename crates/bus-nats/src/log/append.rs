@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::{Client, HeaderMap, Message, StatusCode, Subscriber};
+use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -23,7 +23,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::ack::{self, Found};
 use super::jetstream::{RequestError, parse_api};
-use super::links::Links;
+use super::links::{Held, Links};
 use super::shard::Shard;
 use crate::channel_token;
 
@@ -45,6 +45,9 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// Attempts without any answer for this long, on a connection that lives: leave its server.
 const MOVE_AFTER: Duration = Duration::from_secs(6);
+
+/// A connection is given back after this long, so that the pool may replace it.
+const HOLD: Duration = Duration::from_secs(60);
 
 /// An append on its way to a lane.
 pub(super) struct Request {
@@ -146,7 +149,9 @@ struct Lane {
     lookups: FuturesUnordered<BoxFuture<'static, Resolved>>,
     last_answer: Instant,
     moved: Instant,
-    client: Client,
+    client: Held,
+    /// When the connection was taken.
+    held_since: Instant,
     inbox: String,
     answers: Option<Subscriber>,
 }
@@ -170,6 +175,7 @@ impl Lane {
             last_answer: now,
             moved: now,
             client,
+            held_since: now,
             inbox,
             answers: None,
         }
@@ -182,8 +188,11 @@ impl Lane {
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut open = true;
         while open || !self.lines.is_empty() || !self.lookups.is_empty() {
-            if self.answers.is_none() {
+            if self.answers.is_none() || self.sent.is_empty() && self.held_since.elapsed() >= HOLD {
                 self.listen().await;
+                for channel in std::mem::take(&mut self.starved) {
+                    self.pump(&channel).await;
+                }
             }
             let busy = !self.lines.is_empty();
             tokio::select! {
@@ -203,6 +212,7 @@ impl Lane {
 
     async fn listen(&mut self) {
         self.client = self.links.pinned(self.number);
+        self.held_since = Instant::now();
         self.inbox = self.client.new_inbox();
         let subscribe = self.client.subscribe(format!("{}.*", self.inbox));
         match timeout(ATTEMPT_TIMEOUT, subscribe).await {
@@ -231,7 +241,8 @@ impl Lane {
     /// Sends what the channel may send now.
     async fn pump(&mut self, channel: &Arc<str>) {
         loop {
-            let room = self.sent.len() < self.window;
+            // A connection that is due is given back when nothing is in flight on it.
+            let room = self.sent.len() < self.window && self.held_since.elapsed() < HOLD;
             let Some(line) = self.lines.get_mut(channel) else { return };
             if line.ops.is_empty() {
                 self.lines.remove(channel);
@@ -478,7 +489,7 @@ impl Lane {
         }
         if !self.sent.is_empty() && self.last_answer.elapsed() > MOVE_AFTER && self.moved.elapsed() > MOVE_AFTER {
             self.moved = now;
-            self.links.move_elsewhere();
+            self.links.leave(self.client.connection());
         }
         for channel in due {
             self.pump(&channel).await;

@@ -1,41 +1,123 @@
 //! The connections that the log uses.
 
+use std::any::Any;
+use std::ops::Deref;
+use std::sync::Arc;
+
 use async_nats::Client;
+use tokio::sync::{broadcast, watch};
+use tokio::task::JoinHandle;
+
+use crate::pool::{EventKind, Pool, PoolEvent, Role};
 
 /// Which connection serves what.
 pub trait Links: Send + Sync + 'static {
-    /// For requests, which need no order.
-    fn any(&self) -> Client;
+    /// For one request or a few, which need no order.
+    fn any(&self) -> Held;
 
-    /// For everything that is sent in order under this number.
-    fn pinned(&self, number: u64) -> Client;
+    /// For everything that is sent in order under this number, as long as it is held.
+    fn pinned(&self, number: u64) -> Held;
 
     /// For subscriptions of this number.
     fn subscribing(&self, number: u64) -> Client;
 
-    /// Has the connections leave the servers they are at; called when a live connection answers nothing useful.
-    fn move_elsewhere(&self);
+    /// Has a connection leave its server; called when it lives and answers nothing useful.
+    fn leave(&self, connection: usize);
+
+    /// Has every connection leave its server.
+    fn leave_all(&self);
+
+    /// Changes whenever subscriptions may have missed something: a reconnect, a slow consumer.
+    fn disturbed(&self) -> watch::Receiver<u64>;
 }
 
-/// A fixed set of connections.
-pub struct FixedLinks(pub Vec<Client>);
+/// A connection, kept from being closed until this is dropped.
+pub struct Held {
+    client: Client,
+    connection: usize,
+    _guard: Box<dyn Any + Send + Sync>,
+}
 
-impl Links for FixedLinks {
-    fn any(&self) -> Client {
-        self.0[rand::random_range(0..self.0.len())].clone()
+impl Held {
+    /// Its number, for [`Links::leave`].
+    pub fn connection(&self) -> usize {
+        self.connection
+    }
+}
+
+impl Deref for Held {
+    type Target = Client;
+
+    fn deref(&self) -> &Client {
+        &self.client
+    }
+}
+
+/// The connections of a [`Pool`].
+pub struct PoolLinks {
+    pool: Arc<Pool>,
+    disturbed: watch::Receiver<u64>,
+    watcher: JoinHandle<()>,
+}
+
+impl PoolLinks {
+    /// Must be called within a tokio runtime.
+    pub fn new(pool: Arc<Pool>) -> Arc<Self> {
+        let (sender, disturbed) = watch::channel(0);
+        let events = pool.events();
+        Arc::new(Self { pool, disturbed, watcher: tokio::spawn(watch_events(events, sender)) })
+    }
+}
+
+impl Drop for PoolLinks {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+async fn watch_events(mut events: broadcast::Receiver<PoolEvent>, disturbed: watch::Sender<u64>) {
+    loop {
+        let disturbs = match events.recv().await {
+            Ok(PoolEvent { role, kind, .. }) => {
+                role == Role::Subscribing
+                    && matches!(kind, EventKind::Reconnected { .. } | EventKind::SlowConsumer { .. })
+            }
+            Err(broadcast::error::RecvError::Lagged(_)) => true,
+            Err(broadcast::error::RecvError::Closed) => return,
+        };
+        if disturbs {
+            disturbed.send_modify(|count| *count += 1);
+        }
+    }
+}
+
+impl Links for PoolLinks {
+    fn any(&self) -> Held {
+        let guard = self.pool.any();
+        Held { client: guard.client().clone(), connection: guard.connection(), _guard: Box::new(guard) }
     }
 
-    fn pinned(&self, number: u64) -> Client {
-        self.0[(number % self.0.len() as u64) as usize].clone()
+    fn pinned(&self, number: u64) -> Held {
+        let guard = self.pool.pinned(number);
+        Held { client: guard.client().clone(), connection: guard.connection(), _guard: Box::new(guard) }
     }
 
     fn subscribing(&self, number: u64) -> Client {
-        self.pinned(number)
+        self.pool.subscribing(number)
     }
 
-    fn move_elsewhere(&self) {
-        for client in self.0.clone() {
-            tokio::spawn(async move { client.force_reconnect().await });
+    fn leave(&self, connection: usize) {
+        let pool = self.pool.clone();
+        tokio::spawn(async move { pool.force_reconnect(connection).await });
+    }
+
+    fn leave_all(&self) {
+        for connection in self.pool.stats().connections {
+            self.leave(connection.connection);
         }
+    }
+
+    fn disturbed(&self) -> watch::Receiver<u64> {
+        self.disturbed.clone()
     }
 }

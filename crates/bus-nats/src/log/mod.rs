@@ -5,6 +5,8 @@
 mod ack;
 mod append;
 mod chain;
+#[cfg(test)]
+mod chain_tests;
 mod config;
 mod digest;
 mod entry;
@@ -34,7 +36,7 @@ use plenum_channels::{
     Announcement, Append, AppendError, Appended, IdempotencyKey, Live, Log, Page, Position, Read, ReadError, Tail,
 };
 use serde::Deserialize;
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -49,7 +51,7 @@ use self::ticks::Ticker;
 use crate::channel_token;
 
 pub use config::{GroupConfig, LogConfig, Placement};
-pub use links::{FixedLinks, Links};
+pub use links::{Held, Links, PoolLinks};
 pub use setup::SetupError;
 
 /// Room for headers and subject beside the payload, in the server's limit on a message.
@@ -100,6 +102,7 @@ impl NatsLog {
             &links,
         );
         let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
+        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), workers.clone())));
         Ok(Arc::new(Self {
             config,
             links,
@@ -289,6 +292,13 @@ impl Log for NatsLog {
             }
             sleep(Duration::from_millis(100)).await;
         }
+    }
+}
+
+/// Verifies every channel after each event that may have lost live messages. Ends with the connections.
+async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, workers: Workers) {
+    while disturbed.changed().await.is_ok() {
+        workers.verify_all();
     }
 }
 

@@ -2,12 +2,11 @@
 
 use std::sync::Arc;
 
-use async_nats::Client;
 use plenum_channels::{Page, Position, Read, Since, Tail, Version};
 
 use super::entry::Record;
 use super::jetstream::{RequestError, Stored, get_batch, get_one};
-use super::links::Links;
+use super::links::{Held, Links};
 use super::live::entry;
 use super::proof::{self, End};
 use super::repair::front;
@@ -30,7 +29,7 @@ pub(super) struct Reader<'a> {
 /// One channel's end, freshly read.
 struct Top {
     current: Arc<Current>,
-    client: Client,
+    client: Held,
     subject: String,
     end: End,
     last: Option<Stored>,

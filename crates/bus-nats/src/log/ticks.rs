@@ -68,7 +68,7 @@ impl Ticker {
                     if silence >= MOVE_AFTER && moved.elapsed() >= MOVE_AFTER {
                         moved = Instant::now();
                         tracing::warn!(stream = self.shard.current().stream, ?silence, "no tick; moving to other servers");
-                        self.links.move_elsewhere();
+                        self.links.leave_all();
                     }
                 }
             }

@@ -3,38 +3,36 @@
 use std::sync::Arc;
 
 use plenum_channels::Log;
-use plenum_channels::conformance::{Fixture, append_suite, live_suite, read_suite};
+use plenum_channels::conformance::{Fixture, append_suite, live_suite, log_suite, read_suite};
 
-use super::servers::{Servers, replicas};
+use super::servers::replicas;
+use crate::testing::{NatsCluster, NatsServer, ServerOptions};
 
-async fn fixture(servers: &Arc<Servers>, count: usize, copies: u32) -> Fixture<dyn Log> {
-    let logs = replicas(servers, count, copies).await;
-    let logs: Vec<Arc<dyn Log>> = logs.into_iter().map(|log| -> Arc<dyn Log> { log }).collect();
-    Fixture { guard: Box::new(servers.clone()), ..Fixture::with_tokio_time(logs) }
+async fn fixture(urls: &[String], count: usize, copies: u32) -> Fixture<dyn Log> {
+    let logs = replicas(urls, count, copies).await;
+    Fixture::with_tokio_time(logs.into_iter().map(|log| -> Arc<dyn Log> { log }).collect())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn appends_on_a_single_server() {
-    let servers = Servers::start(1).await;
-    append_suite(async |count| fixture(&servers, count, 1).await).await;
+    let server = NatsServer::start_with(ServerOptions::default()).await.unwrap();
+    append_suite(async |count| fixture(&[server.url()], count, 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn reads_on_a_single_server() {
-    let servers = Servers::start(1).await;
-    read_suite(async |count| fixture(&servers, count, 1).await).await;
+    let server = NatsServer::start_with(ServerOptions::default()).await.unwrap();
+    read_suite(async |count| fixture(&[server.url()], count, 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn live_delivery_on_a_single_server() {
-    let servers = Servers::start(1).await;
-    live_suite(async |count| fixture(&servers, count, 1).await).await;
+    let server = NatsServer::start_with(ServerOptions::default()).await.unwrap();
+    live_suite(async |count| fixture(&[server.url()], count, 1).await).await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn everything_on_three_servers() {
-    let servers = Servers::start(3).await;
-    append_suite(async |count| fixture(&servers, count, 3).await).await;
-    read_suite(async |count| fixture(&servers, count, 3).await).await;
-    live_suite(async |count| fixture(&servers, count, 3).await).await;
+    let cluster = NatsCluster::start().await.unwrap();
+    log_suite(async |count| fixture(&cluster.urls(), count, 3).await).await;
 }
