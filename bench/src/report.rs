@@ -120,6 +120,31 @@ impl Report {
     }
 }
 
+/// The same figure measured several times.
+#[derive(Clone, Debug)]
+pub struct Samples(Vec<f64>);
+
+impl Samples {
+    /// At least one value.
+    pub fn new(mut values: Vec<f64>) -> Self {
+        values.sort_by(f64::total_cmp);
+        Self(values)
+    }
+
+    /// The value in the middle; 0 without values.
+    pub fn median(&self) -> f64 {
+        self.0.get(self.0.len() / 2).copied().unwrap_or_default()
+    }
+
+    /// Smallest and largest value, for people.
+    pub fn spread(&self) -> String {
+        match self.0.as_slice() {
+            [first, .., last] => format!("median of {}, {} to {}", self.0.len(), number(*first), number(*last)),
+            _ => "one sample".to_owned(),
+        }
+    }
+}
+
 /// Three digits that matter, and all digits before the point.
 pub fn number(value: f64) -> String {
     let magnitude = value.abs();
@@ -159,6 +184,12 @@ mod tests {
         for (value, text) in cases {
             assert_eq!(number(value), text);
         }
+    }
+
+    #[test]
+    fn samples() {
+        let samples = Samples::new(vec![3.0, 1.0, 2.5]);
+        assert_eq!((samples.median(), samples.spread()), (2.5, "median of 3, 1 to 3".to_owned()));
     }
 
     #[test]

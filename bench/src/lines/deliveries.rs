@@ -10,13 +10,15 @@ use serde_json::json;
 use super::Context;
 use super::audience::{Audience, SMALLEST_PAYLOAD, payload};
 use crate::http::{Caller, request};
-use crate::report::{Line, Target, number};
+use crate::report::{Line, Samples, Target, number};
 use crate::server::{Server, WITH_HISTORY, micros};
 use crate::swarm::{Greeting, Swarm, commands};
 use crate::websocket::text_frame;
 
 /// How long a round may take until all have everything.
 const ROUND: Duration = Duration::from_secs(10);
+/// Equal parts of a run, each measured; the median counts.
+const SAMPLES: u64 = 5;
 /// How long the server is watched with all subscribers there and nothing published.
 const IDLE: Duration = Duration::from_secs(3);
 
@@ -44,7 +46,7 @@ pub struct Deliveries {
     /// Bytes of a payload.
     #[arg(long, default_value_t = 128, value_parser = clap::value_parser!(u64).range(SMALLEST_PAYLOAD as u64..=32_768))]
     pub size: u64,
-    /// Publications in all, rounded up to whole bursts. Default: 1,000, and 4,000 in bursts.
+    /// Publications in all, rounded up to five parts of whole bursts. Default: 1,000, and 4,000 in bursts.
     #[arg(long)]
     pub publications: Option<u64>,
     /// The channel keeps history.
@@ -90,20 +92,25 @@ impl Deliveries {
         }
         let idle = server.idle_cpu(IDLE, |time| stage.swarm.stay(time, &mut stage.audience))?;
         let (delivered, tally) = (stage.audience.delivered, stage.swarm.tally());
-        let mut times = Vec::new();
-        let (start, before) = (Instant::now(), server.cpu()?);
-        for _ in 0..rounds {
-            times.push(stage.round()?);
+        let (mut times, mut samples) = (Vec::new(), Vec::new());
+        let start = Instant::now();
+        for _ in 0..SAMPLES {
+            let (before, behind) = (server.cpu()?, stage.audience.delivered);
+            for _ in 0..rounds.div_ceil(SAMPLES) {
+                times.push(stage.round()?);
+            }
+            samples.push(micros(server.cpu()?.since(&before)) / (stage.audience.delivered - behind) as f64);
         }
-        let cpu = micros(server.cpu()?.since(&before));
         let elapsed = start.elapsed();
         let count = stage.audience.delivered - delivered;
-        ensure!(count == rounds * self.burst * self.subscribers, "{count} deliveries instead of all");
+        ensure!(count == times.len() as u64 * self.burst * self.subscribers, "{count} deliveries instead of all");
+        let samples = Samples::new(samples);
         times.sort_unstable();
         let percentile = |part: usize| number(micros(times[(times.len() - 1) * part / 100]) / 1000.0);
         let notes = format!(
-            "{} deliveries in {:.1} s, each checked; {} to a client's read; publish to last delivery p50 {} ms, p99 {} ms; \
+            "{}; {} deliveries in {:.1} s, each checked; {} to a client's read; publish to last delivery p50 {} ms, p99 {} ms; \
              server without publications: {} µs CPU a second",
+            samples.spread(),
             number(count as f64),
             elapsed.as_secs_f64(),
             number(count as f64 / (stage.swarm.tally().reads - tally.reads).max(1) as f64),
@@ -111,7 +118,7 @@ impl Deliveries {
             percentile(99),
             number(idle),
         );
-        Ok(vec![Line::new(self.name(), cpu / count as f64, "µs CPU", self.target()).notes(notes)])
+        Ok(vec![Line::new(self.name(), samples.median(), "µs CPU", self.target()).notes(notes)])
     }
 
     fn name(&self) -> String {

@@ -8,7 +8,7 @@ use plenum_tokens::{ConnectionTokenSpec, sign_connection};
 
 use super::Context;
 use crate::process::{open_files, open_files_limit};
-use crate::report::{Line, Target, number};
+use crate::report::{Line, Samples, Target, number};
 use crate::server::{Server, TOKEN_SECRET, micros};
 use crate::swarm::{Greeting, Quiet, Swarm};
 
@@ -34,7 +34,7 @@ pub struct Handshakes {
     #[arg(long, value_enum, default_value_t = Auth::None)]
     pub auth: Auth,
     /// Rounds on the same server; the median counts.
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u64).range(1..=20))]
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(1..=20))]
     pub rounds: u64,
 }
 
@@ -47,7 +47,7 @@ struct Round {
 impl Handshakes {
     /// With this authentication, everything else as it is by default.
     pub fn of(auth: Auth) -> Self {
-        Self { count: 10_000, concurrent: 64, auth, rounds: 3 }
+        Self { count: 10_000, concurrent: 64, auth, rounds: 5 }
     }
 
     /// The command that measures this.
@@ -75,26 +75,22 @@ impl Handshakes {
         for _ in 0..self.rounds {
             rounds.push(self.round(&server, &greetings)?);
         }
-        let median = |value: fn(&Round) -> f64| {
-            let mut values: Vec<_> = rounds.iter().map(value).collect();
-            values.sort_by(f64::total_cmp);
-            values[values.len() / 2]
-        };
+        let samples = |value: fn(&Round) -> f64| Samples::new(rounds.iter().map(value).collect());
+        let (rate, cpu, closing) = (samples(|round| round.rate), samples(|r| r.cpu), samples(|r| r.closing));
         let (with, target) = match self.auth {
             Auth::None => ("bare", Some(Target::AtLeast(8000.0))),
             Auth::Hmac => ("HMAC token", None),
         };
-        let rates: Vec<_> = rounds.iter().map(|round| number(round.rate)).collect();
         let notes = format!(
-            "{} connections a round, {} at a time; rounds: {} /s; an end costs the server {} µs CPU",
+            "{}; {} connections a round, {} at a time; an end costs the server {} µs CPU",
+            rate.spread(),
             number(self.count as f64),
             self.concurrent,
-            rates.join(", "),
-            number(median(|round| round.closing))
+            number(closing.median())
         );
         Ok(vec![
-            Line::new(format!("handshakes, {with}"), median(|round| round.rate), "/s", target).notes(notes),
-            Line::new(format!("handshake, {with}"), median(|round| round.cpu), "µs CPU", None),
+            Line::new(format!("handshakes, {with}"), rate.median(), "/s", target).notes(notes),
+            Line::new(format!("handshake, {with}"), cpu.median(), "µs CPU", None).notes(cpu.spread()),
         ])
     }
 
