@@ -76,7 +76,8 @@ pub struct ClientSettings {
     /// here the rest follows as publications, in order. Default 300.
     pub recovery_max_publication_limit: usize,
     /// Ours: most payload bytes in the subscribe reply of a recovery; one publication is always sent. The rest follows
-    /// as publications. Default 262144.
+    /// as publications. Default 262144; at most 524288, so that the reply with its envelopes fits the 1 MiB frame that
+    /// SDKs take.
     pub recovery_max_bytes: usize,
     /// `client.subscribe_to_user_personal_channel`.
     pub subscribe_to_user_personal_channel: PersonalChannel,

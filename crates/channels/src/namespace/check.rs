@@ -181,7 +181,7 @@ fn check_client(client: &ClientSettings) -> Result<(), SettingsError> {
         ("client.max_in_flight_commands", client.max_in_flight_commands, 1, 65_536),
         ("client.history_max_publication_limit", client.history_max_publication_limit, 1, 1_000_000),
         ("client.recovery_max_publication_limit", client.recovery_max_publication_limit, 1, 1_000_000),
-        ("client.recovery_max_bytes", client.recovery_max_bytes, 1_024, 1 << 20),
+        ("client.recovery_max_bytes", client.recovery_max_bytes, 1_024, 512 * 1024),
     ] {
         if !(least..=most).contains(&value) {
             return Err(out_of_bounds(key, value, &format!("from {least} to {most}")));

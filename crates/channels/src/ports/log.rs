@@ -22,6 +22,18 @@ pub struct Entry {
     pub stored_at_ms: u64,
 }
 
+impl Entry {
+    /// Bytes that others may choose: payload, tags and what is shown of the publisher.
+    pub fn bytes(&self) -> usize {
+        let Publication { data, tags, info, .. } = &self.publication;
+        let tags: usize = tags.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let info = info
+            .as_ref()
+            .map_or(0, |info| info.user.len() + info.client.len() + info.conn_info.len() + info.chan_info.len());
+        data.len() + tags + info
+    }
+}
+
 /// How much of a channel's past readers may see; a namespace's `history_size`, `history_ttl`, `history_meta_ttl`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Retention {
@@ -141,7 +153,7 @@ pub struct Read {
     pub reverse: bool,
     /// At most this many publications; 0 reads only the top.
     pub limit: usize,
-    /// Stop after the publication that takes the payload bytes over this bound; at least one is returned.
+    /// Stop after the publication that takes the bytes ([`Entry::bytes`]) over this bound; at least one is returned.
     pub max_bytes: usize,
     /// What is visible.
     pub retention: Retention,

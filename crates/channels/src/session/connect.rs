@@ -15,7 +15,7 @@ use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::error::Failure;
-use crate::node::unix_now;
+use crate::node::unix_now_ms;
 use crate::{Compiled, ConnectionClaims, SubscribeOptions, TokenError};
 
 /// A connect that may go on: the session takes it up and opens the outbox with the reply.
@@ -171,7 +171,7 @@ async fn admit(
         subs,
         ping: u32::try_from(settings.client.ping_interval.as_secs()).unwrap_or(u32::MAX),
         pong: true,
-        time: if settings.client.connect_include_server_time { unix_now() as i64 * 1000 } else { 0 },
+        time: if settings.client.connect_include_server_time { unix_now_ms() } else { 0 },
         ..ConnectResult::default()
     };
     Ok(Box::new(Admitted { identity, expire_at: claims.expire_at, established, result }))

@@ -304,7 +304,7 @@ fn first_chunk(page: Page, since: &Position, chunk: usize, result: &mut Subscrib
         tell_position(result, &page.top);
         return (page.top, true);
     };
-    let bytes = page.entries.iter().map(|entry| entry.publication.data.len()).sum::<usize>();
+    let bytes = page.entries.iter().map(|entry| entry.bytes()).sum::<usize>();
     if bytes > chunk && page.entries.len() == 1 && chunk < PAGE_BYTES {
         return (since.clone(), false);
     }

@@ -161,7 +161,7 @@ const CLIENT: &[Entry] = &[
     (
         "client.recovery_max_bytes",
         Number,
-        "! Payload bytes in the reply to a recovery, 1024 to 1048576; the rest follows as publications.",
+        "! Payload bytes in the reply to a recovery, 1024 to 524288; the rest follows as publications.",
     ),
     (
         "client.user_id_http_header",

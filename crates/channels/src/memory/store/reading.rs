@@ -36,7 +36,7 @@ impl Store {
         for step in 0..count.min(read.limit) {
             let index = if read.reverse { to - 1 - step } else { from + step };
             let entry = &self.nodes[channel.entries[index]].entry;
-            bytes += entry.publication.data.len();
+            bytes += entry.bytes();
             entries.push(entry.clone());
             if bytes > read.max_bytes {
                 break;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use plenum_protocol::codes::Unsubscribed;
-use plenum_protocol::{PushEvent, Request, SubscribeRequest, UnsubscribeRequest};
+use plenum_protocol::{ClientInfo, PushEvent, Request, SubscribeRequest, UnsubscribeRequest};
 
 use super::{Client, api_publish, node, open_namespace, settings, text};
 use crate::{HistoryQuery, RecoveryMode};
@@ -197,5 +197,24 @@ async fn a_client_that_never_catches_up_is_told_insufficient_state() {
             PushEvent::Unsubscribe { code, .. } => return assert_eq!(code, 2500),
             other => panic!("{other:?}"),
         }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_shown_of_publishers_counts_too() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    let first = client.subscribe("log:a", None).await.unwrap();
+    drop(client);
+    let info = ClientInfo { conn_info: format!("\"{}\"", "i".repeat(8_000)).into(), ..ClientInfo::default() };
+    for number in 0..200 {
+        let publish = crate::Publish { channel: "log:a".into(), data: number.to_string().into(), ..Default::default() };
+        node.start_publish("client", publish, Some(info.clone())).await.unwrap();
+    }
+    let mut client = Client::connect(&node).await;
+    let result = client.subscribe("log:a", Some((first.offset, &first.epoch))).await.unwrap();
+    assert!(result.recovered && result.publications.len() < 200);
+    for number in result.publications.len()..200 {
+        assert_eq!(text(&client.publication().await), number.to_string());
     }
 }
