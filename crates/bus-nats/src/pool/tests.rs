@@ -288,7 +288,8 @@ async fn settings_are_reloaded_without_a_break() {
     pool.reload(PoolConfig { credentials: user("two", "second"), publishing: 3, ..config }).await.unwrap();
     held.flush().await.unwrap();
     drop(held);
-    let fresh = pool.stats().connections.iter().filter(|one| one.healthy && !one.retiring && one.connection > 2).count();
+    let fresh =
+        pool.stats().connections.iter().filter(|one| one.healthy && !one.retiring && one.connection > 2).count();
     assert_eq!(fresh, 3);
     // The first user goes; only the subscribing connection still has it, and comes back as the second.
     server.edit_config(|text| text.replace("{user: one, password: first}, ", "")).unwrap();

@@ -71,8 +71,7 @@ impl Envelope {
     /// The message for it: ordered by aggregate, no headers. With `headers` it also has its id as `Nats-Msg-Id`, so
     /// that sending it again stores it once, and `traceparent` where readers of other systems look for it.
     pub fn message(&self, subject: &str, headers: bool) -> Result<Outgoing, EnvelopeError> {
-        use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-        let key = BuildHasherDefault::<DefaultHasher>::default().hash_one(&self.aggregate_id);
+        let key = super::key_of(&self.aggregate_id);
         let message = Outgoing::new(subject.to_owned(), Bytes::from(serde_json::to_vec(self)?)).key(key);
         Ok(match (headers, &self.traceparent) {
             (false, _) => message,

@@ -3,6 +3,8 @@
 mod ack;
 mod envelope;
 mod publisher;
+#[cfg(test)]
+mod tests;
 mod window;
 
 use async_nats::{HeaderMap, Subject};
@@ -54,9 +56,12 @@ impl Outgoing {
     }
 
     fn pin(&self) -> u64 {
-        self.key.unwrap_or_else(|| {
-            use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
-            BuildHasherDefault::<DefaultHasher>::default().hash_one(self.subject.as_str())
-        })
+        self.key.unwrap_or_else(|| key_of(self.subject.as_str()))
     }
+}
+
+/// The key of a name; the same in every process of one build.
+pub(crate) fn key_of(name: &str) -> u64 {
+    use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
+    BuildHasherDefault::<DefaultHasher>::default().hash_one(name)
 }
