@@ -251,7 +251,7 @@ impl Lane {
             let now = Instant::now();
             let next = match line.recovering {
                 Some(at) if line.in_flight > 0 || now < at => return,
-                Some(_) => line.ops.iter().position(|op| op.state != State::Waits || op.attempts == 0),
+                Some(_) => Some(0),
                 None if line.in_flight >= CHANNEL_WINDOW => return,
                 None => {
                     let oldest = line.ops.iter().find_map(|op| match op.state {
@@ -265,6 +265,13 @@ impl Lane {
                 }
             };
             let Some(next) = next else { return };
+            if line.ops[next].overtaken_by.is_some() {
+                let op = line.ops.remove(next);
+                if let Some(op) = op {
+                    self.give_up(op, channel);
+                }
+                continue;
+            }
             if !room {
                 self.starved.push_back(channel.clone());
                 return;
@@ -288,6 +295,11 @@ impl Lane {
             }
             let reply = format!("{}.{}", self.inbox, op.number);
             let (subject, payload) = (op.request.subject.clone(), op.request.payload.clone());
+            #[cfg(test)]
+            let subject = match super::faults::Faults::take(&op.request.shard.faults.misroute) {
+                true => "nobody.listens.here".into(),
+                false => subject,
+            };
             let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
             // The queue of a connection that is away fills up; what did not get in was certainly not stored.
             if !matches!(timeout(ATTEMPT_TIMEOUT, publish).await, Ok(Ok(()))) {
@@ -303,6 +315,13 @@ impl Lane {
         let Some((number, channel)) = number.and_then(|number| Some((number, self.sent.get(&number)?.clone()))) else {
             return;
         };
+        #[cfg(test)]
+        if let Some(op) = self.lines[&channel].ops.iter().find(|op| op.number == number)
+            && message.status.is_none()
+            && super::faults::Faults::take(&op.request.shard.faults.deafen)
+        {
+            return;
+        }
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             self.failed(number, "the stream has no leader".into(), false);
         } else {
@@ -339,6 +358,10 @@ impl Lane {
         line.pause = Duration::ZERO;
         if !ack.duplicate {
             for earlier in line.ops.iter_mut().filter(|earlier| earlier.number < number && earlier.attempts > 0) {
+                #[cfg(test)]
+                if super::faults::Faults::on(&earlier.request.shard.faults.retry_overtaken) {
+                    continue;
+                }
                 earlier.overtaken_by.get_or_insert(ack.seq);
             }
         }

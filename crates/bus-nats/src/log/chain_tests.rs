@@ -172,8 +172,7 @@ fn nothing_is_missing_silently_under_random_schedules() {
     let mut losses = 0;
     for seed in 0..20_000 {
         let mut rng = StdRng::seed_from_u64(seed);
-        let mut model =
-            Model { stored: vec![2], front: 0, top: 4, got: vec![], excused: vec![], reads: vec![] };
+        let mut model = Model { stored: vec![2], front: 0, top: 4, got: vec![], excused: vec![], reads: vec![] };
         let mut chain = at(2);
         chain.verify(4);
         let mut wire: Vec<(u64, u64, bool)> = Vec::new();

@@ -34,6 +34,9 @@ pub struct LogConfig {
     pub append_queue: usize,
     /// How long an append is tried: at least 15 s, below 45 s.
     pub append_patience: Duration,
+    /// What a test breaks.
+    #[cfg(test)]
+    pub(crate) faults: Arc<super::faults::Faults>,
 }
 
 /// Channels that are kept equally long.
@@ -68,6 +71,8 @@ impl Default for LogConfig {
             append_window: 1024,
             append_queue: 8192,
             append_patience: Duration::from_secs(20),
+            #[cfg(test)]
+            faults: Arc::default(),
         }
     }
 }

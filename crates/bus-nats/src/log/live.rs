@@ -391,6 +391,10 @@ impl Worker {
             }
             let Some(stored) = Stored::parse(message) else { continue };
             let Some(channel) = self.channels.get_mut(&id) else { return };
+            #[cfg(test)]
+            if channel.shard.faults.loses_this() {
+                continue;
+            }
             if stored.stream != current.stream {
                 channel.shard.suspect.notify_one();
                 continue;
@@ -404,6 +408,11 @@ impl Worker {
                 channel.chain.verify(through);
             }
             let front_safe = settled && channel.shard.front_is_safe(through, stored.seq, stored.time_ms);
+            #[cfg(test)]
+            if super::faults::Faults::on(&channel.shard.faults.trust_trimmed) && stored.previous < channel.chain.last()
+            {
+                continue;
+            }
             let incoming = Incoming {
                 seq: stored.seq,
                 previous: stored.previous,

@@ -10,6 +10,8 @@ mod chain_tests;
 mod config;
 mod digest;
 mod entry;
+#[cfg(test)]
+mod faults;
 mod jetstream;
 mod links;
 mod live;
@@ -44,7 +46,6 @@ use self::append::{Lanes, Request};
 use self::entry::Record;
 use self::jetstream::{REQUEST_TIMEOUT, RequestError};
 use self::live::{Command, Sink, Workers};
-use self::names::ShardNames;
 use self::read::Reader;
 use self::shard::{READ_PATIENCE, Shard};
 use self::ticks::Ticker;
@@ -80,15 +81,18 @@ impl NatsLog {
         let workers = Workers::start(config.delivery_workers, &links);
         let (mut groups, mut tasks, run) = (Vec::new(), Vec::new(), rand::random::<u64>());
         let mut index = 0;
-        for (group, incarnations) in config.groups.iter().zip(ready.incarnations) {
+        for (group, incarnations) in ready.incarnations.iter().enumerate() {
             let mut shards = Vec::new();
             for (number, incarnation) in incarnations.iter().enumerate() {
-                let names = ShardNames::new(&config.prefix, &group.name, number as u32);
-                let key = format!("shard.{}.{number}", group.name);
-                let shard = Arc::new(Shard::new(index, names, group.max_age, group.max_bytes, key, incarnation));
+                let shard = Arc::new(Shard::new(index, group, number as u32, &config, incarnation));
                 index += 1;
-                let ticker =
-                    Ticker { shard: shard.clone(), links: links.clone(), workers: workers.clone(), writer: run };
+                let ticker = Ticker {
+                    shard: shard.clone(),
+                    links: links.clone(),
+                    workers: workers.clone(),
+                    config: config.clone(),
+                    writer: run,
+                };
                 tasks.push(tokio::spawn(ticker.run()));
                 shards.push(shard);
             }
@@ -121,6 +125,11 @@ impl NatsLog {
     pub fn doubtful(&self) -> Vec<String> {
         let shards = self.groups.iter().flatten();
         shards.filter(|shard| shard.is_doubtful()).map(|shard| shard.current().stream.clone()).collect()
+    }
+
+    /// Settings of streams that somebody changed so that a promise is in doubt, in words; looked at every 5 s.
+    pub fn broken(&self) -> Vec<String> {
+        self.groups.iter().flatten().filter_map(|shard| shard.broken()).collect()
     }
 
     /// Looks up every subscribed channel's end, and repairs what is missing: after a reconnect, or a slow consumer.

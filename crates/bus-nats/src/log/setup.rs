@@ -24,6 +24,9 @@ const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 const TRIES: u32 = 40;
 const PAUSE: Duration = Duration::from_millis(500);
 
+/// A stream that was created is taken for lost after so many answers that there is none.
+const MISSING: u32 = 5;
+
 /// The new incarnation's first sequence stands this far above everything seen.
 const SAFETY_DISTANCE: u64 = 1_000_000;
 
@@ -104,6 +107,14 @@ struct ShardRecord {
     ready: bool,
 }
 
+impl ShardRecord {
+    /// The next incarnation, with sequences above everything that was seen of this one.
+    fn after(&self, seen: u64) -> Self {
+        let first_seq = seen.max(self.first_seq) + SAFETY_DISTANCE;
+        Self { regress: self.regress + 1, first_seq, ready: false }
+    }
+}
+
 /// One incarnation of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Incarnation {
@@ -162,6 +173,42 @@ pub(super) async fn set_up(client: &Client, config: &LogConfig) -> Result<Ready,
     Ok(Ready { incarnations })
 }
 
+/// Reads again what all replicas agree on about a shard, and sets up what is missing.
+pub(super) async fn set_up_again(
+    client: &Client,
+    config: &LogConfig,
+    group: usize,
+    shard: u32,
+) -> Result<Incarnation, SetupError> {
+    let bucket = Bucket { client, name: names::bucket(&config.prefix) };
+    retry("creating the cluster's record", || bucket.create(config.replicas)).await?;
+    let layout = agree_on_layout(&bucket, config).await?;
+    set_up_shard(&bucket, config, &layout, &config.groups[group], shard).await
+}
+
+/// Notes that positions of incarnation `from` went back although everything through `seen` had existed. The next
+/// [`set_up_again`] makes another stream. Whoever notes it first decides.
+pub(super) async fn note_regress(
+    client: &Client,
+    config: &LogConfig,
+    group: usize,
+    shard: u32,
+    from: u32,
+    seen: u64,
+) -> Result<(), RequestError> {
+    let bucket = Bucket { client, name: names::bucket(&config.prefix) };
+    let key = record_key(&config.groups[group].name, shard);
+    let Some((record, revision)) = bucket.get::<ShardRecord>(&key).await? else { return Ok(()) };
+    if record.regress == from {
+        bucket.put(&key, &record.after(seen), revision).await?;
+    }
+    Ok(())
+}
+
+fn record_key(group: &str, shard: u32) -> String {
+    format!("shard.{group}.{shard}")
+}
+
 async fn agree_on_layout(bucket: &Bucket<'_>, config: &LogConfig) -> Result<Layout, SetupError> {
     for _ in 0..TRIES {
         let found: Option<(Layout, u64)> = retry("reading the layout", || bucket.get("layout")).await?;
@@ -217,9 +264,10 @@ async fn set_up_shard(
     group: &GroupConfig,
     shard: u32,
 ) -> Result<Incarnation, SetupError> {
-    let key = format!("shard.{}.{shard}", group.name);
+    let key = record_key(&group.name, shard);
     let names = ShardNames::new(&config.prefix, &group.name, shard);
     let incarnation_id = &layout.incarnation;
+    let mut missing = 0;
     for _ in 0..TRIES {
         let found: Option<(ShardRecord, u64)> = retry("reading a shard's record", || bucket.get(&key)).await?;
         let Some((record, revision)) = found else {
@@ -234,6 +282,11 @@ async fn set_up_shard(
             Err(error) if error.code() == Some(10059) && !record.ready => {
                 match api::<StreamInfo>(bucket.client, &format!("STREAM.CREATE.{stream}"), &wanted).await {
                     Ok(info) => info,
+                    // The incarnation before this one still has the subjects.
+                    Err(RequestError::Refused { code: 10065, .. }) => {
+                        retire_others(bucket.client, config, group, shard, &stream, &names).await?;
+                        continue;
+                    }
                     Err(RequestError::Refused { code, description }) if !is_passing(code) => {
                         return Err(unavailable(&format!("creating stream {stream}"), &description));
                     }
@@ -243,13 +296,15 @@ async fn set_up_shard(
                     }
                 }
             }
+            // Servers that have just started may not know yet what they have.
+            Err(error) if error.code() == Some(10059) && missing < MISSING => {
+                missing += 1;
+                tokio::time::sleep(PAUSE).await;
+                continue;
+            }
             Err(error) if error.code() == Some(10059) => {
                 // The stream is gone, and with it every position: the next one has another name and epoch.
-                let next = ShardRecord {
-                    regress: record.regress + 1,
-                    first_seq: record.first_seq + SAFETY_DISTANCE,
-                    ready: false,
-                };
+                let next = record.after(0);
                 tracing::error!(stream, "the stream is gone; a new one takes its place");
                 let _ = bucket.put(&key, &next, revision).await;
                 continue;
@@ -276,6 +331,39 @@ async fn set_up_shard(
         return Ok(Incarnation { stream, epoch, regress: record.regress, first_seq: record.first_seq });
     }
     Err(unavailable(&format!("setting up shard {shard} of {}", group.name), "no usable answer"))
+}
+
+/// Takes the shard's subjects from earlier incarnations. What they hold stays, for operators.
+async fn retire_others(
+    client: &Client,
+    config: &LogConfig,
+    group: &GroupConfig,
+    shard: u32,
+    stream: &str,
+    names: &ShardNames,
+) -> Result<(), SetupError> {
+    #[derive(Deserialize)]
+    struct Found {
+        #[serde(default)]
+        streams: Option<Vec<String>>,
+    }
+    let refuse = |error: RequestError| unavailable("retiring an earlier incarnation", &error.to_string());
+    let found: Found = api(client, "STREAM.NAMES", &json!({ "subject": names.all() })).await.map_err(refuse)?;
+    let ours = format!("{}-{}-{shard}-", config.prefix, group.name);
+    for other in found.streams.into_iter().flatten().filter(|other| other != stream) {
+        if !other.starts_with(&ours) {
+            let reason = format!("stream {other}, which is not ours, has the subjects {}", names.all());
+            return Err(unavailable(&format!("creating stream {stream}"), &reason));
+        }
+        tracing::error!(stream = other, "an earlier incarnation of a stream gives its subjects up");
+        let mut update = stream_info(client, &other).await.map_err(refuse)?.config;
+        update["subjects"] = json!([format!("{}.retired.{other}", config.prefix)]);
+        if let Some(update) = update.as_object_mut() {
+            update.remove("republish");
+        }
+        api::<Value>(client, &format!("STREAM.UPDATE.{other}"), &update).await.map_err(refuse)?;
+    }
+    Ok(())
 }
 
 fn is_passing(code: u64) -> bool {
@@ -309,6 +397,17 @@ fn stream_config(stream: &str, names: &ShardNames, config: &LogConfig, group: &G
 enum Verified {
     AsWanted,
     Widen(Value),
+}
+
+/// Whether a running stream still keeps its promises; somebody may have changed it.
+pub(super) fn check_running(
+    stream: &str,
+    names: &ShardNames,
+    config: &LogConfig,
+    group: usize,
+    info: &StreamInfo,
+) -> Result<(), SetupError> {
+    verify(stream, &stream_config(stream, names, config, &config.groups[group], 0), info).map(drop)
 }
 
 /// Compares what a stream is with what it must be. Only a longer retention is applied by ourselves.

@@ -11,6 +11,7 @@ use plenum_channels::{Epoch, Position};
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep};
 
+use super::config::LogConfig;
 use super::digest::TickChain;
 use super::jetstream::{Answer, RequestError, get_last};
 use super::names::ShardNames;
@@ -66,15 +67,21 @@ struct Ticks {
 /// See the module's description.
 pub(super) struct Shard {
     pub index: usize,
+    pub group: usize,
+    /// Its number in the group.
+    pub number: u32,
     pub names: ShardNames,
     pub max_age_ms: u64,
     pub max_bytes: Option<u64>,
-    pub record_key: String,
+    #[cfg(test)]
+    pub faults: Arc<super::faults::Faults>,
     current: RwLock<Arc<Current>>,
     /// Highest sequence acknowledged, seen live or in a tick.
     seen: AtomicU64,
     ticks: Mutex<Ticks>,
     tracked: Mutex<HashMap<u64, Vec<Arc<Tracked>>>>,
+    /// A setting of the stream that breaks a promise, in words.
+    broken: Mutex<Option<String>>,
     /// A tick was taken in.
     pub ticked: Notify,
     /// Somebody saw a sign of another incarnation.
@@ -88,14 +95,8 @@ pub(super) struct Fresh {
 }
 
 impl Shard {
-    pub fn new(
-        index: usize,
-        names: ShardNames,
-        max_age: Duration,
-        max_bytes: Option<u64>,
-        record_key: String,
-        incarnation: &Incarnation,
-    ) -> Self {
+    pub fn new(index: usize, group: usize, number: u32, config: &LogConfig, incarnation: &Incarnation) -> Self {
+        let settings = &config.groups[group];
         let ticks = Ticks {
             chain: TickChain::default(),
             newest_ms: 0,
@@ -106,14 +107,18 @@ impl Shard {
         };
         Self {
             index,
-            names,
-            max_age_ms: u64::try_from(max_age.as_millis()).unwrap_or(u64::MAX),
-            max_bytes,
-            record_key,
+            group,
+            number,
+            names: ShardNames::new(&config.prefix, &settings.name, number),
+            max_age_ms: u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX),
+            max_bytes: settings.max_bytes,
+            #[cfg(test)]
+            faults: config.faults.clone(),
             current: RwLock::new(Arc::new(current(incarnation))),
             seen: AtomicU64::new(0),
             ticks: Mutex::new(ticks),
             tracked: Mutex::default(),
+            broken: Mutex::default(),
             ticked: Notify::new(),
             suspect: Notify::new(),
         }
@@ -168,6 +173,14 @@ impl Shard {
     pub fn silence(&self) -> (Duration, u64) {
         let ticks = self.ticks.lock();
         (ticks.received.elapsed(), ticks.writer)
+    }
+
+    pub fn set_broken(&self, broken: Option<String>) {
+        *self.broken.lock() = broken;
+    }
+
+    pub fn broken(&self) -> Option<String> {
+        self.broken.lock().clone()
     }
 
     pub fn is_doubtful(&self) -> bool {
@@ -248,6 +261,10 @@ impl Shard {
             all.extend_from_slice(subjects);
             all.push(self.names.tick());
             let result = match get_last(client, &current.stream, all, min).await {
+                #[cfg(test)]
+                Ok(answer) if super::faults::Faults::on(&self.faults.believe_stale) => {
+                    return Ok(Fresh { current, answer });
+                }
                 Ok(answer) if answer.up_to >= required => return Ok(Fresh { current, answer }),
                 Ok(_) => RequestError::Unavailable("the answering server lags behind"),
                 Err(error) => error,

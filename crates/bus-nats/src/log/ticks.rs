@@ -9,11 +9,13 @@ use rand::Rng;
 use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use super::config::LogConfig;
 use super::digest::{Collector, Digest, Link};
-use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, parse_api};
+use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, get_last, parse_api};
 use super::links::Links;
 use super::live::Workers;
 use super::names::Kind;
+use super::setup::{check_running, note_regress, set_up_again, stream_info};
 use super::shard::Shard;
 use crate::channel_token;
 
@@ -33,11 +35,31 @@ const BATCH: usize = 1000;
 /// How long the writer reads before it writes what it has.
 const READ_TIME: Duration = Duration::from_millis(700);
 
+/// How often the stream's settings and its incarnation are looked at.
+const INSPECT_EVERY: Duration = Duration::from_secs(5);
+
+/// After this many ticks in a row that the stream refuses although nothing newer can be read, it is examined.
+const MAX_REFUSED: u32 = 4;
+
+/// What became of a tick.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Written {
+    /// It is stored, or another replica's is.
+    Yes,
+    /// The stream knows an older tick as the last one.
+    Refused,
+    /// It was stored at a sequence that had been given out before.
+    WentBack,
+    /// No answer, or one that says nothing.
+    Unknown,
+}
+
 /// Follows one shard's ticks and writes them when it is this replica's turn. Ends when the log is dropped.
 pub(super) struct Ticker {
     pub shard: Arc<Shard>,
     pub links: Arc<dyn Links>,
     pub workers: Workers,
+    pub config: LogConfig,
     /// Random number of this run.
     pub writer: u64,
 }
@@ -50,9 +72,16 @@ impl Ticker {
         let mut moved = Instant::now();
         let mut not_before = Instant::now();
         let mut live = self.listen().await;
+        let mut inspected = Instant::now();
+        let mut refused = 0;
         self.start().await;
         loop {
             tokio::select! {
+                () = self.shard.suspect.notified() => {
+                    self.refresh().await;
+                    // A sign that nothing explains must not keep this task busy.
+                    tokio::time::sleep(Duration::from_millis(50)).await;
+                }
                 message = next(&mut live) => match message {
                     Some(message) => self.arrived(message).await,
                     None => live = self.listen().await,
@@ -63,7 +92,16 @@ impl Ticker {
                     if (silence >= due || self.shard.chain().newest == 0) && Instant::now() >= not_before {
                         // Failing writes are repeated a little slower than successful ones.
                         not_before = Instant::now() + PERIOD / 2;
-                        self.write().await;
+                        let written = self.write().await;
+                        refused = if written == Written::Refused { refused + 1 } else { 0 };
+                        if written == Written::WentBack || refused >= MAX_REFUSED {
+                            refused = 0;
+                            self.examine(written).await;
+                        }
+                    }
+                    if inspected.elapsed() >= INSPECT_EVERY {
+                        inspected = Instant::now();
+                        self.inspect().await;
                     }
                     if silence >= MOVE_AFTER && moved.elapsed() >= MOVE_AFTER {
                         moved = Instant::now();
@@ -88,7 +126,7 @@ impl Ticker {
     async fn start(&self) {
         let current = self.shard.current();
         let tick = vec![self.shard.names.tick()];
-        let answer = super::jetstream::get_last(&self.links.any(), &current.stream, tick, 0).await;
+        let answer = get_last(&self.links.any(), &current.stream, tick, 0).await;
         let Some(stored) = answer.ok().and_then(|answer| answer.messages.into_iter().next()) else { return };
         if let Some(digest) = Digest::decode(stored.payload.clone()) {
             self.shard.with_chain(|chain| {
@@ -118,7 +156,13 @@ impl Ticker {
         let link = probe.take(stored.seq, &digest);
         if link == Link::Next {
             // First what is missing, then how far it is known: nobody may conclude from the second without the first.
-            self.workers.require(self.shard.lacking(&digest.changes));
+            #[cfg(test)]
+            let ignored = super::faults::Faults::on(&self.shard.faults.ignore_ticks);
+            #[cfg(not(test))]
+            let ignored = false;
+            if !ignored {
+                self.workers.require(self.shard.lacking(&digest.changes));
+            }
             self.shard.with_chain(|chain| *chain = probe);
             self.shard.alive(stored.time_ms, digest.writer);
         }
@@ -152,27 +196,116 @@ impl Ticker {
     }
 
     /// Reads what the shard got since the newest tick and writes the next one, unless another replica is faster.
-    async fn write(&self) {
+    async fn write(&self) -> Written {
         let current = self.shard.current();
         let chain = self.shard.chain();
         let client = self.links.any();
-        let Ok(collector) = self.collect(&client, &current.stream, chain.through).await else { return };
-        let digest = collector.digest(self.writer);
-        let mut headers = HeaderMap::new();
-        headers.insert("Nats-Expected-Stream", current.stream.as_str());
-        headers.insert("Nats-Expected-Last-Subject-Sequence", chain.newest.to_string());
-        let request = client.request_with_headers(self.shard.names.tick(), headers, digest.encode());
-        let Ok(Ok(answer)) = timeout(REQUEST_TIMEOUT, request).await else { return };
+        let Ok(collector) = self.collect(&client, &current.stream, chain.through).await else {
+            return Written::Unknown;
+        };
+        let seen = self.shard.seen();
+        match self.send(&current.stream, chain.newest, &collector.digest(self.writer)).await {
+            Ok(seq) if seq <= seen => Written::WentBack,
+            // It comes back live like everybody's; until then it is known to exist.
+            Ok(seq) => {
+                self.shard.see(&current.stream, seq);
+                Written::Yes
+            }
+            Err(RequestError::Refused { code: 10071 | 10164, .. }) => {
+                self.catch_up().await;
+                if self.shard.chain().newest > chain.newest { Written::Yes } else { Written::Refused }
+            }
+            Err(RequestError::Refused { code: 10060, .. }) => {
+                self.shard.suspect.notify_one();
+                Written::Unknown
+            }
+            Err(error) => {
+                tracing::debug!(stream = current.stream, %error, "a tick was not written");
+                Written::Unknown
+            }
+        }
+    }
+
+    async fn send(&self, stream: &str, expected: u64, digest: &Digest) -> Result<u64, RequestError> {
         #[derive(Deserialize)]
         struct Ack {
             seq: u64,
         }
-        match parse_api::<Ack>(&answer.payload) {
-            // It comes back live like everybody's; until then it is known to exist.
-            Ok(ack) => self.shard.see(&current.stream, ack.seq),
-            Err(RequestError::Refused { code: 10071 | 10164, .. }) => self.catch_up().await,
-            Err(RequestError::Refused { code: 10060, .. }) => self.shard.suspect.notify_one(),
-            Err(error) => tracing::debug!(stream = current.stream, %error, "a tick was not written"),
+        let mut headers = HeaderMap::new();
+        headers.insert("Nats-Expected-Stream", stream);
+        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
+        let client = self.links.any();
+        let request = client.request_with_headers(self.shard.names.tick(), headers, digest.encode());
+        match timeout(REQUEST_TIMEOUT, request).await {
+            Ok(Ok(answer)) => parse_api::<Ack>(&answer.payload).map(|ack| ack.seq),
+            _ => Err(RequestError::Unavailable("no acknowledgement")),
+        }
+    }
+
+    /// The stream may have gone back. Only an acknowledgement proves it, because a server that is cut off from its
+    /// peers cannot give one: so a tick is written behind what the stream itself takes for the last.
+    async fn examine(&self, written: Written) {
+        let current = self.shard.current();
+        let (client, seen) = (self.links.any(), self.shard.seen());
+        if written != Written::WentBack {
+            let tick = vec![self.shard.names.tick()];
+            let last = match get_last(&client, &current.stream, tick, 0).await {
+                Ok(answer) => answer.messages.first().map_or(0, |stored| stored.seq),
+                Err(RequestError::NotFound) => 0,
+                Err(_) => return,
+            };
+            if last >= self.shard.chain().newest {
+                return;
+            }
+            let probe = Digest { from: last, through: last, writer: self.writer, changes: Vec::new() };
+            match self.send(&current.stream, last, &probe).await {
+                Ok(seq) if seq <= seen => {}
+                _ => return,
+            }
+        }
+        tracing::error!(stream = current.stream, seen, "the stream went back behind what it had acknowledged");
+        let (group, number) = (self.shard.group, self.shard.number);
+        let noted = note_regress(&client, &self.config, group, number, current.regress, seen).await;
+        if noted.is_ok() {
+            self.refresh().await;
+        }
+    }
+
+    /// Goes over to another incarnation if there is one.
+    async fn refresh(&self) {
+        let client = self.links.any();
+        let found = set_up_again(&client, &self.config, self.shard.group, self.shard.number).await;
+        let incarnation = match found {
+            Ok(incarnation) => incarnation,
+            Err(error) => {
+                tracing::error!(stream = self.shard.current().stream, %error, "the shard cannot be set up");
+                return;
+            }
+        };
+        if incarnation.stream != self.shard.current().stream {
+            tracing::warn!(stream = incarnation.stream, "the shard is another stream now");
+            self.shard.reincarnate(&incarnation);
+            self.workers.reincarnated(&self.shard);
+            self.start().await;
+        }
+    }
+
+    /// Looks whether the stream is there and still keeps its promises.
+    async fn inspect(&self) {
+        let current = self.shard.current();
+        let client = self.links.any();
+        match stream_info(&client, &current.stream).await {
+            Ok(info) => {
+                let names = &self.shard.names;
+                if let Err(error) = check_running(&current.stream, names, &self.config, self.shard.group, &info) {
+                    tracing::error!(%error, "somebody changed a stream; what it promises is in doubt");
+                    self.shard.set_broken(Some(error.to_string()));
+                } else {
+                    self.shard.set_broken(None);
+                }
+            }
+            Err(RequestError::Refused { code: 10059, .. }) => self.refresh().await,
+            Err(error) => tracing::debug!(stream = current.stream, %error, "the stream cannot be inspected"),
         }
     }
 

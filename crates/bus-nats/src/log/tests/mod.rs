@@ -2,5 +2,10 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod appending;
+mod cluster;
 mod conformance;
+mod incarnations;
+mod repair;
 mod servers;
+mod trimming;

@@ -1,8 +1,13 @@
 //! NATS servers and replicas for the tests of the log.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
+use parking_lot::Mutex;
+use plenum_channels::{Append, Live, LiveEvent, Log, Page, Position, Read, Retention, Since};
+use plenum_protocol::Publication;
+
+use crate::log::faults::Faults;
 use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks};
 use crate::pool::{Pool, PoolConfig};
 
@@ -36,4 +41,94 @@ pub async fn replicas(urls: &[String], count: usize, copies: u32) -> Vec<Arc<Nat
         logs.push(replica(urls.to_vec(), config(&prefix, copies)).await);
     }
     logs
+}
+
+/// A replica and what breaks it.
+pub async fn faulty(urls: Vec<String>, mut config: LogConfig) -> (Arc<NatsLog>, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    config.faults = faults.clone();
+    (replica(urls, config).await, faults)
+}
+
+pub fn request(channel: &str, data: impl Into<Vec<u8>>) -> Append {
+    Append {
+        channel: channel.into(),
+        publication: Publication { data: data.into().into(), ..Publication::default() },
+        retention: KEEP,
+        idempotency: None,
+        expected: None,
+        version: None,
+    }
+}
+
+pub const KEEP: Retention =
+    Retention { size: 1_000_000, ttl: Duration::from_secs(3600), meta_ttl: Duration::from_secs(3600) };
+
+pub async fn publish(log: &NatsLog, channel: &str, data: impl Into<Vec<u8>>) -> u64 {
+    log.append(request(channel, data)).await.unwrap().position.offset
+}
+
+pub async fn history(log: &NatsLog, channel: &str, since: Since) -> Page {
+    let read = Read { since, reverse: false, limit: 100_000, max_bytes: usize::MAX, retention: KEEP };
+    log.read(channel, read).await.unwrap()
+}
+
+/// Remembers what it got and when; losses too.
+#[derive(Default)]
+pub struct Witness {
+    pub events: Mutex<Vec<(Instant, LiveEvent)>>,
+}
+
+impl Live for Witness {
+    fn deliver(&self, events: &[LiveEvent]) {
+        let now = Instant::now();
+        self.events.lock().extend(events.iter().map(|event| (now, event.clone())));
+    }
+}
+
+impl Witness {
+    pub async fn on(log: &NatsLog, channel: &str) -> Arc<Self> {
+        let witness = Arc::new(Self::default());
+        log.subscribe(channel, witness.clone()).await.unwrap();
+        witness
+    }
+
+    pub fn offsets(&self) -> Vec<u64> {
+        let offset = |(_, event): &(Instant, LiveEvent)| match event {
+            LiveEvent::Publication(entry) => Some(entry.offset),
+            _ => None,
+        };
+        self.events.lock().iter().filter_map(offset).collect()
+    }
+
+    pub fn losses(&self) -> Vec<Position> {
+        let lost = |(_, event): &(Instant, LiveEvent)| match event {
+            LiveEvent::Lost { position } => Some(position.clone()),
+            _ => None,
+        };
+        self.events.lock().iter().filter_map(lost).collect()
+    }
+
+    /// When the publication arrived.
+    pub fn arrival(&self, offset: u64) -> Option<Instant> {
+        let here = |event: &LiveEvent| matches!(event, LiveEvent::Publication(entry) if entry.offset == offset);
+        self.events.lock().iter().find(|(_, event)| here(event)).map(|(at, _)| *at)
+    }
+
+    /// Whether the publication arrives within `patience`.
+    pub async fn gets(&self, offset: u64, patience: Duration) -> bool {
+        until(patience, || self.arrival(offset).is_some()).await
+    }
+}
+
+/// Whether something becomes true in time.
+pub async fn until(patience: Duration, ready: impl Fn() -> bool) -> bool {
+    let deadline = Instant::now() + patience;
+    while !ready() {
+        if Instant::now() > deadline {
+            return false;
+        }
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    true
 }

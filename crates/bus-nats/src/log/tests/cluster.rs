@@ -1,0 +1,139 @@
+//! Three servers: slow routes, followers that lag, leaders that die.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use plenum_channels::Log;
+
+use super::servers::{Witness, config, faulty, prefix, publish, replica, request};
+use crate::testing::NatsCluster;
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// The interest of a new subscription travels to the leader's server more slowly than a publication from there: the first
+/// message never comes live, and the tick brings it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_published_right_after_joining_arrives() {
+    let cluster = NatsCluster::start_proxied().await.unwrap();
+    let prefix = prefix();
+    let probe = replica(cluster.urls(), config(&prefix, 3)).await;
+    let client = async_nats::connect(cluster.servers[0].url()).await.unwrap();
+    let leader = cluster.stream_leader(&client, &probe.shard("channel 0").current().stream).await.unwrap();
+    let away = (leader + 1) % 3;
+    let publisher = replica(vec![cluster.servers[leader].url()], config(&prefix, 3)).await;
+    let (log, faults) = faulty(vec![cluster.servers[away].url()], config(&prefix, 3)).await;
+    for proxy in cluster.routes_of(away) {
+        proxy.set_delay(Duration::from_millis(400));
+    }
+    // Channels of the shard whose leader is known.
+    let shard = probe.shard("channel 0").index;
+    let channels: Vec<String> =
+        (0..64).map(|n| format!("channel {n}")).filter(|channel| probe.shard(channel).index == shard).take(5).collect();
+    let mut times = Vec::new();
+    for (n, channel) in channels.iter().enumerate() {
+        // The last one without the rule.
+        faults.ignore_ticks.store(n + 1 == channels.len(), Ordering::SeqCst);
+        let witness = Arc::new(Witness::default());
+        let joining = log.subscribe(channel, witness.clone());
+        let publishing = async {
+            // As soon as the fresh read is answered the replica is joined; this lands before its interest does.
+            publish(&publisher, channel, "first").await
+        };
+        let (joined, offset) = tokio::join!(joining, publishing);
+        let position = joined.unwrap();
+        let acknowledged = Instant::now();
+        if position.offset >= offset {
+            continue;
+        }
+        let arrived = witness.gets(offset, Duration::from_secs(6)).await;
+        if n + 1 < channels.len() {
+            assert!(arrived, "{channel}: the first message was lost");
+            times.push(acknowledged.elapsed());
+        }
+    }
+    eprintln!("published while joining over slow routes: arrived after {times:?}");
+}
+
+/// The server that answers a read has not applied what was acknowledged: the read says so or waits, never "complete".
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn reads_are_never_older_than_what_was_acknowledged() {
+    let cluster = NatsCluster::start_proxied().await.unwrap();
+    let prefix = prefix();
+    let probe = replica(cluster.urls(), config(&prefix, 3)).await;
+    let client = async_nats::connect(cluster.servers[0].url()).await.unwrap();
+    let leader = cluster.stream_leader(&client, &probe.shard("channel").current().stream).await.unwrap();
+    let (log, faults) = faulty(vec![cluster.servers[(leader + 1) % 3].url()], config(&prefix, 3)).await;
+    for proxy in cluster.routes_of((leader + 1) % 3) {
+        proxy.set_delay(Duration::from_millis(30));
+    }
+    let mut stale = [0, 0];
+    for round in 0..40 {
+        let rule = round % 2;
+        faults.believe_stale.store(rule == 0, Ordering::SeqCst);
+        let offset = publish(&log, "channel", "x").await;
+        let tail = log.tail("channel").await.unwrap().position.offset;
+        stale[rule] += usize::from(tail < offset);
+    }
+    eprintln!("stale reads of 20: {} without the rule, {} with it", stale[0], stale[1]);
+    assert_eq!(stale[1], 0);
+    assert!(stale[0] > 0, "the schedule was not reproduced");
+}
+
+/// The leader of every shard's stream dies in turn under load: nothing acknowledged is missing, doubled or out of order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn killed_leaders_lose_nothing() {
+    const CHANNELS: usize = 8;
+    let mut cluster = NatsCluster::start().await.unwrap();
+    let prefix = prefix();
+    let publisher = replica(cluster.urls(), config(&prefix, 3)).await;
+    let reader = replica(cluster.urls(), config(&prefix, 3)).await;
+    let mut witnesses = Vec::new();
+    for channel in 0..CHANNELS {
+        witnesses.push(Witness::on(&reader, &format!("channel {channel}")).await);
+    }
+    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let publish_on = |channel: usize| {
+        let (log, stop) = (publisher.clone(), stop.clone());
+        tokio::spawn(async move {
+            let (mut acknowledged, mut refused, mut longest) = (Vec::new(), 0, Duration::ZERO);
+            while !stop.load(Ordering::SeqCst) {
+                let start = Instant::now();
+                let text = acknowledged.len().to_string();
+                match log.append(request(&format!("channel {channel}"), text)).await {
+                    Ok(appended) => acknowledged.push(appended.position.offset),
+                    Err(_) => refused += 1,
+                }
+                longest = longest.max(start.elapsed());
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            (acknowledged, refused, longest)
+        })
+    };
+    let publishers: Vec<_> = (0..CHANNELS).map(publish_on).collect();
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let client = {
+        let stream = publisher.shard("channel 0").current().stream.clone();
+        let any = async_nats::ConnectOptions::new().connect(cluster.urls()).await.unwrap();
+        let leader = cluster.stream_leader(&any, &stream).await.unwrap();
+        cluster.kill(leader).unwrap();
+        leader
+    };
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    cluster.restart(client).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    stop.store(true, Ordering::SeqCst);
+    let mut stall = Duration::ZERO;
+    let (mut total, mut failed) = (0, 0);
+    for (witness, publisher) in witnesses.iter().zip(publishers) {
+        let (acknowledged, refused, longest) = publisher.await.unwrap();
+        assert!(witness.gets(*acknowledged.last().unwrap(), PATIENCE).await, "the last one never came");
+        let got = witness.offsets();
+        assert!(got.is_sorted_by(|a, b| a < b), "doubled or out of order");
+        let missing: Vec<_> = acknowledged.iter().filter(|offset| !got.contains(offset)).collect();
+        assert!(missing.is_empty() && witness.losses().is_empty(), "missing {missing:?}, told {:?}", witness.losses());
+        (total, failed, stall) = (total + acknowledged.len(), failed + refused, stall.max(longest));
+    }
+    eprintln!("leader killed: {total} acknowledged, {failed} refused, longest append {stall:?}, nothing missing");
+    assert_eq!(failed, 0, "retried under the same id until the election was over");
+}
