@@ -24,7 +24,7 @@ pub use auth::Keys;
 pub use batch::{BatchRequest, Command, Reply};
 pub use error::{ApiError, ErrorMode};
 pub use openapi::document as openapi_document;
-pub use operations::{Operations, OperationsConfig, OperationsParts};
+pub use operations::{Broker, BrokerState, Operations, OperationsConfig, OperationsParts};
 pub use page::Page;
 pub use request::*;
 pub use response::*;

@@ -38,11 +38,35 @@ pub struct OperationsParts {
     pub log: Arc<dyn Log>,
 }
 
+/// What is known of the broker that the log is on, for logs that are on one.
+pub trait Broker: Send + Sync + 'static {
+    /// At this moment, without waiting.
+    fn state(&self) -> BrokerState;
+
+    /// Its metrics in Prometheus' text exposition format.
+    fn metrics(&self) -> String;
+}
+
+/// A broker at one moment.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
+pub struct BrokerState {
+    /// There was contact, and the log is usable since; until then the process is not ready.
+    pub started: bool,
+    /// Connections that have contact.
+    pub connected: usize,
+    /// Connections to it.
+    pub connections: usize,
+    /// What is wrong with it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
+}
+
 /// Answers `/livez`, `/readyz`, `/health` and `/metrics`; no key is needed.
 pub struct Operations {
     config: OperationsConfig,
     node: Arc<Node>,
     canary: Canary,
+    broker: Option<Arc<dyn Broker>>,
     started: Instant,
 }
 
@@ -53,6 +77,9 @@ pub struct HealthReport {
     pub status: &'static str,
     /// Whether a publication sent through the log came back.
     pub delivery: Delivery,
+    /// The broker that the log is on, where it is on one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub broker: Option<BrokerState>,
     /// Version of the program.
     pub version: &'static str,
     /// Seconds since start.
@@ -81,7 +108,14 @@ pub struct Delivery {
 impl Operations {
     /// Answers for the replica in `parts`.
     pub fn new(config: OperationsConfig, parts: OperationsParts) -> Self {
-        Self { config, canary: Canary::new(parts.log), node: parts.node, started: Instant::now() }
+        Self { config, canary: Canary::new(parts.log), node: parts.node, broker: None, started: Instant::now() }
+    }
+
+    /// Tells of this broker, too; not ready until it [`started`](BrokerState::started), healthy only without an error of
+    /// it.
+    pub fn with_broker(mut self, broker: Arc<dyn Broker>) -> Self {
+        self.broker = Some(broker);
+        self
     }
 
     /// Whether the path is one of these.
@@ -96,10 +130,15 @@ impl Operations {
         }
         match self.question(request.uri().path()) {
             Some(Question::Alive) => reply(StatusCode::OK, TEXT, "ok\n"),
-            Some(Question::Ready) if self.node.is_accepting() => reply(StatusCode::OK, TEXT, "ready\n"),
-            Some(Question::Ready) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, "draining\n"),
+            Some(Question::Ready) => match self.unready() {
+                None => reply(StatusCode::OK, TEXT, "ready\n"),
+                Some(reason) => reply(StatusCode::SERVICE_UNAVAILABLE, TEXT, reason),
+            },
             Some(Question::Health) => self.health().await,
-            Some(Question::Metrics) => reply(StatusCode::OK, EXPOSITION, self.node.metrics().render()),
+            Some(Question::Metrics) => {
+                let broker = self.broker.as_ref().map_or_else(String::new, |broker| broker.metrics());
+                reply(StatusCode::OK, EXPOSITION, self.node.metrics().render() + &broker)
+            }
             None => reply(StatusCode::NOT_FOUND, TEXT, "not found\n"),
         }
     }
@@ -115,8 +154,24 @@ impl Operations {
         }
     }
 
+    /// Why no new clients should come. A broker that is lost later is no reason: all replicas would be without clients
+    /// at once, and gain nothing.
+    fn unready(&self) -> Option<&'static str> {
+        if !self.node.is_accepting() {
+            return Some("draining\n");
+        }
+        let started = self.broker.as_ref().is_none_or(|broker| broker.state().started);
+        (!started).then_some("waiting for the broker\n")
+    }
+
     async fn health(&self) -> HttpReply {
-        let (delivery, http_status) = match self.canary.beat().await {
+        let broker = self.broker.as_ref().map(|broker| broker.state());
+        let beat = match broker.as_ref().and_then(|state| state.error.clone()) {
+            // Known at once; a canary would take its time to die.
+            Some(error) => Beat::Dead(error),
+            None => self.canary.beat().await,
+        };
+        let (delivery, http_status) = match beat {
             Beat::Delivered(after) => {
                 let latency_ms = Some((after.as_secs_f64() * 1e6).round() / 1e3);
                 (Delivery { ok: true, latency_ms, error: None }, StatusCode::OK)
@@ -135,6 +190,7 @@ impl Operations {
         let report = HealthReport {
             status,
             delivery,
+            broker,
             version: env!("CARGO_PKG_VERSION"),
             uptime_seconds: self.started.elapsed().as_secs(),
             connections: pairs.map(|(transport, encoding)| metrics.connections(transport, encoding).get()).sum(),

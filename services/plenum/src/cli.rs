@@ -19,14 +19,14 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Everything in one process, without a broker.
+    /// Everything in one process; with --nats one of several replicas.
     Serve(Serve),
-    /// Only client connections (needs NATS and Redis).
-    Websocket,
-    /// Only the server API (needs NATS and Redis).
-    Api,
-    /// Only background work (needs NATS and Redis).
-    Worker,
+    /// Only client connections, health and metrics (needs NATS).
+    Websocket(Settings),
+    /// Only the server API, health and metrics (needs NATS).
+    Api(Settings),
+    /// Only background work, health and metrics (needs NATS); there is none yet but to keep the log's clock.
+    Worker(Settings),
     /// Check and explain the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -42,10 +42,20 @@ pub enum Command {
 #[derive(Debug, Args)]
 pub struct Serve {
     #[command(flatten)]
-    pub source: Source,
+    pub settings: Settings,
     /// For development: on 127.0.0.1, with secrets made at start and printed, a page at / and open namespaces
     #[arg(long)]
     pub dev: bool,
+}
+
+/// Settings of a process that serves.
+#[derive(Debug, Args)]
+pub struct Settings {
+    #[command(flatten)]
+    pub source: Source,
+    /// NATS servers with JetStream, with commas, so that several replicas are one server (nats.servers)
+    #[arg(long, value_name = "URLS")]
+    pub nats: Option<String>,
     /// Address to listen on (http_server.address)
     #[arg(long)]
     pub address: Option<String>,
@@ -144,11 +154,12 @@ impl Source {
     }
 }
 
-impl Serve {
+impl Settings {
     /// With the flags that stand for single settings.
     pub fn sources(&self) -> Sources {
         let mut sources = self.source.sources();
         for (flag, key, value) in [
+            ("--nats", "nats.servers", &self.nats),
             ("--address", "http_server.address", &self.address),
             ("--port", "http_server.port", &self.port),
             ("--internal-port", "http_server.internal_port", &self.internal_port),
@@ -188,10 +199,12 @@ mod tests {
     #[test]
     fn flags_become_settings() {
         let line = ["plenum", "serve", "--port", "8100", "--set", "client.channel_limit=3", "--log-format", "pretty"];
+        let line = line.into_iter().chain(["--nats", "nats://a,nats://b"]);
         let Command::Serve(serve) = Cli::try_parse_from(line).unwrap().command else { panic!("serve") };
-        let mut sources = serve.sources();
+        let mut sources = serve.settings.sources();
         sources.environment.clear();
         let config = crate::config::load(&sources).unwrap().config;
+        assert_eq!(config.nats.servers, ["nats://a", "nats://b"]);
         assert_eq!((config.http_server.port, config.client.channel_limit), (8100, 3));
         assert_eq!(config.log.format, crate::config::Format::Pretty);
         assert!(Cli::try_parse_from(["plenum", "serve", "--set", "novalue"]).is_err());

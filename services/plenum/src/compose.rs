@@ -10,19 +10,21 @@ use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use plenum_api::{Api, ApiConfig, ErrorMode, Keys, Operations, OperationsConfig, OperationsParts, Page};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
-use plenum_channels::{Node, Parts, Tokens};
+use plenum_channels::{Control, Log, Node, Parts, Tokens};
 use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, text};
 use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
 use plenum_websocket::{Origins, Websocket, WebsocketConfig};
 
 use crate::config::{self, Config, HttpServer, TlsSection};
+use crate::nats::Nats;
 
 /// A server with its ports bound, not yet serving.
 pub struct App {
     pub node: Arc<Node>,
     pub websocket: Arc<Websocket<Arc<Node>>>,
     pub services: Arc<Services>,
+    pub nats: Option<Arc<Nats>>,
     pub public: Server,
     pub internal: Option<Server>,
 }
@@ -41,6 +43,7 @@ pub struct Services {
     api: ArcSwap<Api>,
     operations: Operations,
     page: Option<Page>,
+    nats: Option<Arc<Nats>>,
     paths: Paths,
 }
 
@@ -52,41 +55,46 @@ struct Paths {
     apart: bool,
 }
 
-/// Puts a server together in which everything is in this process, and binds its ports.
-pub fn in_process(config: &Config, dev: bool) -> anyhow::Result<App> {
+/// Puts a server together, on NATS where the configuration has servers and in this process otherwise, and binds its
+/// ports.
+pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
     let metrics = Metrics::new()?;
-    let log = MemoryLog::single();
+    let name = node_name(config);
+    let nats = match config.nats.enabled() {
+        true => Some(Nats::open(config, &name).await.context("nats")?),
+        false => None,
+    };
+    let (log, control): (Arc<dyn Log>, Arc<dyn Control>) = match &nats {
+        Some(nats) => (nats.log.clone(), nats.control.clone()),
+        None => (MemoryLog::single(), MemoryControl::single()),
+    };
     let node = Node::new(Parts {
         settings: config.settings(),
         log: log.clone(),
         presence: MemoryPresence::single(),
-        control: MemoryControl::single(),
+        control,
         tokens: tokens(config)?,
         metrics: metrics.clone(),
-        name: node_name(config),
+        name,
         version: env!("CARGO_PKG_VERSION").to_owned(),
     })?;
-    let user_header = &config.client.user_id_http_header;
-    let websocket = Arc::new(Websocket::new(
-        node.clone(),
-        WebsocketConfig {
-            allowed_origins: Origins::new(&config.access.allowed_origins)?,
-            message_size_limit: config.websocket.message_size_limit,
-            write_timeout: config.websocket.write_timeout,
-            user_header: (!user_header.is_empty()).then(|| user_header.parse()).transpose()?,
-        },
-        metrics,
-    ));
+    let websocket = Arc::new(Websocket::new(node.clone(), websocket_config(config)?, metrics));
     let operations = OperationsConfig {
         health: config.health.enabled.then(|| config.health.handler_prefix.clone()),
         metrics: config.prometheus.enabled.then(|| config.prometheus.handler_prefix.clone()),
+    };
+    let operations = Operations::new(operations, OperationsParts { node: node.clone(), log });
+    let operations = match &nats {
+        Some(nats) => operations.with_broker(nats.clone()),
+        None => operations,
     };
     let (public, internal) = bind(&config.http_server)?;
     let public = public.with_observer(handshake_failures(node.metrics()));
     let services = Arc::new(Services {
         api: ArcSwap::from_pointee(api(config, &node)),
-        operations: Operations::new(operations, OperationsParts { node: node.clone(), log }),
+        operations,
         page: dev.then_some(Page),
+        nats: nats.clone(),
         paths: Paths {
             websocket: (!config.websocket.disabled).then(|| config.websocket.handler_prefix.clone()),
             api: !config.http_api.disabled,
@@ -96,7 +104,17 @@ pub fn in_process(config: &Config, dev: bool) -> anyhow::Result<App> {
         node: node.clone(),
         websocket: websocket.clone(),
     });
-    Ok(App { node, websocket, services, public, internal })
+    Ok(App { node, websocket, services, nats, public, internal })
+}
+
+fn websocket_config(config: &Config) -> anyhow::Result<WebsocketConfig> {
+    let user_header = &config.client.user_id_http_header;
+    Ok(WebsocketConfig {
+        allowed_origins: Origins::new(&config.access.allowed_origins)?,
+        message_size_limit: config.websocket.message_size_limit,
+        write_timeout: config.websocket.write_timeout,
+        user_header: (!user_header.is_empty()).then(|| user_header.parse()).transpose()?,
+    })
 }
 
 /// Verifies tokens as the configuration says.
@@ -233,6 +251,9 @@ impl Services {
     async fn public(&self, request: Request<Incoming>, peer: SocketAddr) -> Reply {
         let path = request.uri().path();
         if self.paths.websocket.as_deref() == Some(path) {
+            if self.nats.as_ref().is_some_and(|nats| !nats.is_started()) {
+                return text(StatusCode::SERVICE_UNAVAILABLE, "waiting for NATS\n");
+            }
             return self.websocket.upgrade(request, peer);
         }
         if let Some(page) = self.page.filter(|page| page.owns(path)) {

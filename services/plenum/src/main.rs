@@ -4,6 +4,8 @@ mod cli;
 mod compose;
 mod config;
 mod dev;
+mod nats;
+mod role;
 mod serve;
 mod token;
 
@@ -13,22 +15,23 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use plenum_telemetry::{LogFormat, init_logs};
 
-use cli::{Cli, Command, ConfigCommand, Serve};
+use cli::{Cli, Command, ConfigCommand, Settings};
 use config::{Config, Loaded};
 use dev::Dev;
+use role::Role;
 
 #[global_allocator]
 static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
-/// For commands that do not exist yet; as for a wrong command line.
+/// For roles that the configuration does not allow; as for a wrong command line.
 const UNAVAILABLE: u8 = 2;
 
 fn main() -> ExitCode {
     let outcome = match Cli::parse().command {
-        Command::Serve(arguments) => serve(&arguments),
-        Command::Websocket => Ok(unavailable("websocket")),
-        Command::Api => Ok(unavailable("api")),
-        Command::Worker => Ok(unavailable("worker")),
+        Command::Serve(arguments) => serve(&arguments.settings, Role::All, arguments.dev),
+        Command::Websocket(settings) => serve(&settings, Role::Websocket, false),
+        Command::Api(settings) => serve(&settings, Role::Api, false),
+        Command::Worker(settings) => serve(&settings, Role::Worker, false),
         Command::Config(command) => configuration(&command),
         Command::Token(command) => token::run(&command),
         Command::Completions { shell } => {
@@ -43,26 +46,34 @@ fn main() -> ExitCode {
     })
 }
 
-fn serve(arguments: &Serve) -> anyhow::Result<ExitCode> {
-    let dev = arguments.dev.then(Dev::new);
-    let mut sources = arguments.sources();
+fn serve(settings: &Settings, role: Role, dev: bool) -> anyhow::Result<ExitCode> {
+    let dev = dev.then(Dev::new);
+    let mut sources = settings.sources();
     if let Some(dev) = &dev {
         sources.preset = dev.preset();
     }
-    let Loaded { config, warnings } = config::load(&sources)?;
+    let Loaded { mut config, warnings } = config::load(&sources)?;
+    if role != Role::All && !config.nats.enabled() {
+        return Ok(unavailable(role));
+    }
+    role.apply(&mut config);
     logs(&config)?;
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
+    if role == Role::Worker {
+        tracing::warn!("the worker has no work of its own yet: it keeps the log's clock, health and metrics");
+    }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {
-        let app = compose::in_process(&config, dev.is_some())?;
+        let app = compose::app(&config, dev.is_some()).await?;
         let bound = app.bound();
-        tracing::info!(version = env!("CARGO_PKG_VERSION"), address = %bound.public, internal = bound.internal.map(tracing::field::display), "serving");
+        let (address, internal) = (bound.public, bound.internal);
+        tracing::info!(version = env!("CARGO_PKG_VERSION"), role = role.name(), %address, ?internal, "serving");
         if let Some(dev) = &dev {
             print(&dev.banner(&config, &bound))?;
         }
-        serve::run(app, config, &sources).await
+        serve::run(app, config, role, &sources).await
     })?;
     Ok(ExitCode::SUCCESS)
 }
@@ -72,7 +83,12 @@ fn logs(config: &Config) -> anyhow::Result<()> {
         config::Format::Json => LogFormat::Json,
         config::Format::Pretty => LogFormat::Pretty,
     };
-    Ok(init_logs(format, &config.log.directives().map_err(anyhow::Error::msg)?)?)
+    let mut directives = config.log.directives().map_err(anyhow::Error::msg)?;
+    if directives == "info" {
+        // The pool says the same of each connection, with its name.
+        directives += ",async_nats=warn";
+    }
+    Ok(init_logs(format, &directives)?)
 }
 
 fn configuration(command: &ConfigCommand) -> anyhow::Result<ExitCode> {
@@ -97,10 +113,11 @@ fn print(text: &str) -> anyhow::Result<ExitCode> {
     }
 }
 
-fn unavailable(command: &str) -> ExitCode {
+fn unavailable(role: Role) -> ExitCode {
+    let name = role.name();
     eprintln!(
-        "plenum {command}: needs the configuration sections nats and redis, which this version does not have; \
-         `plenum serve` runs everything in one process"
+        "plenum {name}: runs beside other processes and needs what they share: set nats.servers (or --nats nats://…); \
+         `plenum serve` runs everything in one process without it"
     );
     ExitCode::from(UNAVAILABLE)
 }

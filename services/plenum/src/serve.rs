@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
+use plenum_bus_nats::log::SetupError;
 use plenum_channels::Node;
 use plenum_websocket::Websocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -13,6 +14,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::compose::{App, Services};
 use crate::config::{self, Config, Sources};
+use crate::nats::Nats;
+use crate::role::Role;
 
 /// Signals that the server listens to.
 struct Signals {
@@ -52,12 +55,22 @@ impl Signals {
 }
 
 /// Serves until SIGTERM or SIGINT, then ends within `shutdown.timeout`; a second one ends it at once. SIGHUP reads the
-/// configuration again.
-pub async fn run(app: App, mut config: Config, sources: &Sources) -> anyhow::Result<()> {
+/// configuration again. Losing NATS is no end; contradicting what a NATS cluster holds is one, with an error.
+pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
+    let mut refused = app.nats.as_ref().map(|nats| nats.start(&config));
     let running = Running::start(app, config.shutdown.timeout);
-    while signals.next().await == Told::Reload {
-        reload(&running, &mut config, sources);
+    loop {
+        tokio::select! {
+            told = signals.next() => match told {
+                Told::Reload => reload(&running, &mut config, role, sources).await,
+                Told::End => break,
+            },
+            error = ended(&mut refused) => {
+                running.stop(config.shutdown.timeout).await;
+                return Err(error.context("nats"));
+            }
+        }
     }
     tracing::info!(timeout = ?config.shutdown.timeout, "stopping");
     tokio::select! {
@@ -67,11 +80,20 @@ pub async fn run(app: App, mut config: Config, sources: &Sources) -> anyhow::Res
     Ok(())
 }
 
+/// Why the log on NATS cannot be used, ever; does not end without NATS.
+async fn ended(refused: &mut Option<JoinHandle<SetupError>>) -> anyhow::Error {
+    match refused {
+        Some(task) => task.await.map_or_else(anyhow::Error::new, anyhow::Error::new),
+        None => std::future::pending().await,
+    }
+}
+
 /// A server at work.
 struct Running {
     node: Arc<Node>,
     websocket: Arc<Websocket<Arc<Node>>>,
     services: Arc<Services>,
+    nats: Option<Arc<Nats>>,
     /// Ends the port for clients, then the internal one.
     public: CancellationToken,
     internal: CancellationToken,
@@ -80,7 +102,7 @@ struct Running {
 
 impl Running {
     fn start(app: App, grace: Duration) -> Self {
-        let App { node, websocket, services, public: server, internal: internal_server } = app;
+        let App { node, websocket, services, nats, public: server, internal: internal_server } = app;
         let (public, internal) = (CancellationToken::new(), CancellationToken::new());
         let mut servers = vec![tokio::spawn(server.run(services.public_router(), public.clone(), grace))];
         if let Some(server) = internal_server {
@@ -88,7 +110,7 @@ impl Running {
         }
         // Timers and leases; ends with the node.
         node.start();
-        Self { node, websocket, services, public, internal, servers }
+        Self { node, websocket, services, nats, public, internal, servers }
     }
 
     /// Takes no new connections, closes those that are open so that their clients come back, and waits for the rest.
@@ -107,12 +129,29 @@ impl Running {
                 tracing::warn!("requests under way are cut");
             }
         }
+        if let Some(nats) = self.nats {
+            nats.close().await;
+        }
     }
 }
 
 /// Settings that take effect without a restart; every other one does not.
-const HOT: [&str; 5] = ["client.", "channel.", "http_api.key", "http_api.insecure", "http_api.error_mode"];
-const COLD: [&str; 2] = ["client.allowed_origins", "client.user_id_http_header"];
+const HOT: [&str; 12] = [
+    "client.",
+    "channel.",
+    "http_api.key",
+    "http_api.insecure",
+    "http_api.error_mode",
+    "nats.servers",
+    "nats.user",
+    "nats.password",
+    "nats.token",
+    "nats.nkey_seed_file",
+    "nats.creds_file",
+    "nats.pool.",
+];
+const COLD: [&str; 4] =
+    ["client.allowed_origins", "client.user_id_http_header", "nats.pool.subscribing", "nats.pool.discover_servers"];
 
 fn is_hot(key: &str) -> bool {
     HOT.iter().any(|hot| key.starts_with(hot)) && !COLD.contains(&key)
@@ -126,12 +165,27 @@ fn effective(running: &Config, new: &Config) -> Config {
     effective
 }
 
+/// What of new settings is in force after a reload.
+fn with_cold(running: &config::Nats, new: &config::Nats) -> config::Nats {
+    let mut nats = running.clone();
+    nats.servers.clone_from(&new.servers);
+    nats.user.clone_from(&new.user);
+    nats.password = new.password.clone();
+    nats.token = new.token.clone();
+    nats.nkey_seed_file.clone_from(&new.nkey_seed_file);
+    nats.creds_file.clone_from(&new.creds_file);
+    let (subscribing, discover_servers) = (nats.pool.subscribing, nats.pool.discover_servers);
+    nats.pool = config::NatsPool { subscribing, discover_servers, ..new.pool.clone() };
+    nats
+}
+
 /// Reads the configuration again. What is wrong with it is logged, and everything stays as it was.
-fn reload(running: &Running, config: &mut Config, sources: &Sources) {
-    let loaded = match config::load(sources) {
+async fn reload(running: &Running, config: &mut Config, role: Role, sources: &Sources) {
+    let mut loaded = match config::load(sources) {
         Ok(loaded) => loaded,
         Err(error) => return tracing::error!(%error, "configuration not reloaded, the old one stays"),
     };
+    role.apply(&mut loaded.config);
     let effective = effective(config, &loaded.config);
     if config::exposed(&effective) {
         let address = &effective.http_server.address;
@@ -139,13 +193,27 @@ fn reload(running: &Running, config: &mut Config, sources: &Sources) {
             format!("client.insecure = true contradicts http_server.address = {address:?}, which stays in force");
         return tracing::error!(error, "configuration not reloaded, the old one stays");
     }
+    let changed = config::changed(config, &loaded.config);
+    let nats = running.nats.as_ref();
+    if nats.is_some_and(|nats| !nats.keeps_places(&effective)) {
+        let error = "retention_group, or how names are cut into namespaces, changed: that needs a restart";
+        return tracing::error!(error, "configuration not reloaded, the old one stays");
+    }
     if let Err(error) = running.services.reload(&effective) {
         return tracing::error!(error = format!("{error:#}"), "configuration not reloaded, the old one stays");
+    }
+    // All that does not lean on servers is in force by now.
+    if let Some(nats) = nats.filter(|_| effective.nats.enabled()) {
+        match nats.reload(&effective).await {
+            Ok(()) => config.nats = with_cold(&config.nats, &effective.nats),
+            Err(error) => {
+                tracing::error!(error = format!("{error:#}"), "the settings of NATS connections stay as they were");
+            }
+        }
     }
     for warning in &loaded.warnings {
         tracing::warn!("{warning}");
     }
-    let changed = config::changed(config, &loaded.config);
     let cold: Vec<&str> = changed.iter().map(String::as_str).filter(|key| !is_hot(key)).collect();
     if !cold.is_empty() {
         tracing::warn!(settings = cold.join(", "), "changed settings that take effect after a restart");
@@ -153,6 +221,7 @@ fn reload(running: &Running, config: &mut Config, sources: &Sources) {
     // What is cold stays in the running configuration, so that the next reload names it again.
     config.client = loaded.config.client;
     config.channel = loaded.config.channel;
+    config.retention_groups = loaded.config.retention_groups;
     tracing::info!("configuration reloaded");
 }
 
@@ -175,10 +244,10 @@ mod tests {
 
     #[test]
     fn keys_are_hot_or_cold() {
-        for hot in ["client.channel_limit", "client.token.hmac_secret_key", "channel.namespaces", "http_api.key"] {
+        for hot in ["client.channel_limit", "client.token.hmac_secret_key", "nats.pool.window", "http_api.key"] {
             assert!(is_hot(hot), "{hot}");
         }
-        for cold in ["client.allowed_origins", "http_server.port", "http_api.handler_prefix", "websocket.disabled"] {
+        for cold in ["client.allowed_origins", "http_server.port", "nats.pool.subscribing", "nats.prefix"] {
             assert!(!is_hot(cold), "{cold}");
         }
     }

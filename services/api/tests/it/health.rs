@@ -7,6 +7,7 @@ use async_trait::async_trait;
 use futures_util::future::BoxFuture;
 use http::Request;
 use http_body_util::BodyExt;
+use plenum_api::{Broker, BrokerState, Operations, OperationsConfig, OperationsParts};
 use plenum_channels::memory::MemoryLog;
 use plenum_channels::{Announcement, Append, AppendError, Appended, Live, Log, Page, Position, Read, ReadError, Tail};
 use serde_json::Value;
@@ -88,6 +89,43 @@ async fn dead_delivery_is_never_green() {
     assert!(report["delivery"]["error"].as_str().unwrap().contains("not delivered"), "{report}");
     assert!(began.elapsed() < Duration::from_secs(3));
     assert_eq!(get(&fixture, "/livez").await.0, 200, "restarting this process would not help");
+}
+
+struct Remote(std::sync::Mutex<BrokerState>);
+
+impl Broker for Remote {
+    fn state(&self) -> BrokerState {
+        self.0.lock().unwrap().clone()
+    }
+
+    fn metrics(&self) -> String {
+        "remote_up 1\n".into()
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_broker_that_is_away_is_told_at_once_and_a_node_that_was_ready_stays_so() {
+    let mut fixture = fixture();
+    let state = |started, error: Option<&str>| BrokerState {
+        started,
+        connected: 0,
+        connections: 3,
+        error: error.map(str::to_owned),
+    };
+    let remote = Arc::new(Remote(std::sync::Mutex::new(state(false, Some("no contact yet")))));
+    let parts = OperationsParts { node: fixture.node.clone(), log: MemoryLog::single() };
+    fixture.operations = Arc::new(Operations::new(OperationsConfig::default(), parts).with_broker(remote.clone()));
+    let began = tokio::time::Instant::now();
+    assert_eq!(get(&fixture, "/readyz").await, (503, "waiting for the broker\n".into()));
+    let (status, report) = get(&fixture, "/health").await;
+    assert!(status == 503 && report.contains("no contact yet"), "{report}");
+
+    *remote.0.lock().unwrap() = state(true, None);
+    assert_eq!((get(&fixture, "/readyz").await.0, get(&fixture, "/health").await.0), (200, 200));
+    *remote.0.lock().unwrap() = state(true, Some("lost"));
+    assert_eq!((get(&fixture, "/readyz").await.0, get(&fixture, "/health").await.0), (200, 503));
+    assert_eq!(began.elapsed(), Duration::ZERO, "nobody waited");
+    assert!(get(&fixture, "/metrics").await.1.ends_with("remote_up 1\n"));
 }
 
 #[tokio::test]

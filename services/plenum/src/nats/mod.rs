@@ -1,0 +1,146 @@
+//! NATS as this process uses it: pool, log and control bus; contact is sought for ever, and what is known is told.
+
+mod deferred;
+mod settings;
+mod state;
+
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use arc_swap::ArcSwap;
+use plenum_bus_nats::control::NatsControl;
+use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
+use plenum_bus_nats::pool::{Pool, PoolConfig};
+use tokio::task::JoinHandle;
+use tokio::time::sleep;
+
+pub use deferred::{DeferredControl, DeferredLog};
+pub use settings::Placement;
+
+use crate::config::Config;
+
+/// How long one attempt to reach NATS lasts before it is logged that it did not.
+const ATTEMPT: Duration = Duration::from_secs(5);
+/// Pause after an attempt that NATS answered, but not with what is needed.
+const PAUSE: Duration = Duration::from_secs(2);
+/// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
+const CLOSING: Duration = Duration::from_millis(200);
+
+/// One process's side of NATS.
+pub struct Nats {
+    pool: Arc<Pool>,
+    name: String,
+    /// The port, usable from the start.
+    pub log: Arc<DeferredLog>,
+    /// The port, usable from the start.
+    pub control: Arc<DeferredControl>,
+    placement: Placement,
+    parts: OnceLock<Started>,
+    /// Why the log could not be set up at the last attempt.
+    trouble: ArcSwap<Option<String>>,
+}
+
+/// What is there after the first contact.
+struct Started {
+    log: Arc<NatsLog>,
+    control: Arc<NatsControl>,
+}
+
+impl Nats {
+    /// Opens the pool. No server needs to be there; fails on settings that can never work.
+    pub async fn open(config: &Config, name: &str) -> anyhow::Result<Arc<Self>> {
+        Ok(Arc::new(Self {
+            pool: Pool::connect(settings::pool(&config.nats, name)?).await?,
+            name: name.to_owned(),
+            log: Arc::default(),
+            control: Arc::default(),
+            placement: Placement::new(config),
+            parts: OnceLock::new(),
+            trouble: ArcSwap::default(),
+        }))
+    }
+
+    /// Sets the log up as soon as NATS lets it, trying for ever, and says when contact comes and goes. Ends only with an
+    /// error that no waiting mends: a setting that contradicts what the cluster holds.
+    pub fn start(self: &Arc<Self>, config: &Config) -> JoinHandle<SetupError> {
+        let (nats, config) = (self.clone(), settings::log(config));
+        tokio::spawn(async move {
+            let watch = nats.watch();
+            tokio::pin!(watch);
+            let begin = async {
+                while let Err(error) = nats.begin(&config).await {
+                    if !is_passing(&error) {
+                        return error;
+                    }
+                    tracing::error!(%error, "the log on NATS is not usable yet, trying again");
+                    nats.trouble.store(Arc::new(Some(error.to_string())));
+                    sleep(PAUSE).await;
+                }
+                nats.trouble.store(Arc::default());
+                tracing::info!(prefix = config.prefix, replicas = config.replicas, "the log on NATS is usable");
+                std::future::pending().await
+            };
+            tokio::select! {
+                error = begin => error,
+                () = &mut watch => std::future::pending().await,
+            }
+        })
+    }
+
+    async fn begin(&self, config: &plenum_bus_nats::log::LogConfig) -> Result<(), SetupError> {
+        while let Err(error) = self.pool.wait_ready(ATTEMPT).await {
+            tracing::error!(%error, servers = self.pool.config().servers.join(" "), "waiting for NATS");
+            self.trouble.store(Arc::new(Some(error.to_string())));
+        }
+        let links = PoolLinks::new(self.pool.clone());
+        let log = NatsLog::start(links.clone(), config.clone()).await?;
+        let control = NatsControl::start(links, &config.prefix).await;
+        let control = control.map_err(|error| SetupError::Unavailable {
+            doing: "starting the control bus".into(),
+            reason: error.to_string(),
+        })?;
+        self.control.set(control.clone());
+        self.log.set(log.clone());
+        // Set once: begin is not called again after it.
+        let _ = self.parts.set(Started { log, control });
+        Ok(())
+    }
+
+    /// Whether there was contact and the log is usable since.
+    pub fn is_started(&self) -> bool {
+        self.parts.get().is_some()
+    }
+
+    /// Puts new settings of the pool in force; those that cannot change while the process runs stay as they are.
+    pub async fn reload(&self, config: &Config) -> anyhow::Result<()> {
+        let old = self.pool.config();
+        let new = settings::pool(&config.nats, &self.name)?;
+        let new = PoolConfig {
+            subscribing: old.subscribing,
+            tls: old.tls.clone(),
+            discover_servers: old.discover_servers,
+            probe_subject: old.probe_subject.clone(),
+            inbox_prefix: old.inbox_prefix.clone(),
+            ..new
+        };
+        if *old != new {
+            self.pool.reload(new).await?;
+        }
+        Ok(())
+    }
+
+    /// Whether all channels stay in their retention groups under this configuration.
+    pub fn keeps_places(&self, config: &Config) -> bool {
+        self.placement == Placement::new(config)
+    }
+
+    /// Closes all connections, after what is under way.
+    pub async fn close(&self) {
+        self.pool.close(CLOSING).await;
+    }
+}
+
+/// Whether the servers may do later what they do not do now.
+fn is_passing(error: &SetupError) -> bool {
+    matches!(error, SetupError::Unavailable { .. })
+}

@@ -1,0 +1,235 @@
+//! From the configuration to the settings of the pool and of the log.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::Context as _;
+use plenum_bus_nats::log::{GroupConfig, LogConfig};
+use plenum_bus_nats::pool::{Credentials, PoolConfig, Tls};
+use plenum_channels::ChannelSettings;
+
+use crate::config::{Config, DEFAULT_GROUP, Nats};
+
+/// Settings of the pool; reads the file with the nkey's seed, if there is one.
+pub fn pool(nats: &Nats, name: &str) -> anyhow::Result<PoolConfig> {
+    let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
+    let tls = Tls {
+        required: nats.tls.enabled,
+        first: nats.tls.handshake_first,
+        ca_file: path(&nats.tls.server_ca_pem),
+        client_files: path(&nats.tls.cert_pem).zip(path(&nats.tls.key_pem)),
+    };
+    let pool = &nats.pool;
+    Ok(PoolConfig {
+        servers: nats.servers.clone(),
+        credentials: credentials(nats)?,
+        tls,
+        publishing: pool.publishing,
+        min_publishing: pool.min_publishing,
+        max_publishing: pool.max_publishing,
+        subscribing: pool.subscribing,
+        grow_above: pool.grow_above,
+        shrink_below: pool.shrink_below,
+        recycle_after: pool.recycle_after,
+        probe_every: pool.probe_interval,
+        probe_timeout: pool.probe_timeout,
+        client_ping_every: pool.ping_interval,
+        connect_timeout: pool.connect_timeout,
+        backoff_min: pool.backoff_min,
+        backoff_max: pool.backoff_max,
+        lease_limit: pool.lease_limit,
+        window: pool.window,
+        subscription_capacity: pool.subscription_capacity,
+        discover_servers: pool.discover_servers,
+        probe_subject: format!("{}.probe", nats.prefix),
+        // Replies to one cluster's replicas cannot be read by those of another.
+        inbox_prefix: format!("_INBOX_{}", nats.prefix),
+        name: name.to_owned(),
+    })
+}
+
+fn credentials(nats: &Nats) -> anyhow::Result<Credentials> {
+    Ok(if !nats.user.is_empty() {
+        Credentials::UserPassword { user: nats.user.clone(), password: nats.password.expose().to_owned() }
+    } else if !nats.token.is_empty() {
+        Credentials::Token(nats.token.expose().to_owned())
+    } else if !nats.nkey_seed_file.is_empty() {
+        let seed = std::fs::read_to_string(Path::new(&nats.nkey_seed_file)).context("nats.nkey_seed_file")?;
+        Credentials::NKey(seed.trim().to_owned())
+    } else if !nats.creds_file.is_empty() {
+        Credentials::CredsFile(nats.creds_file.clone().into())
+    } else {
+        Credentials::None
+    })
+}
+
+/// Settings of the log.
+pub fn log(config: &Config) -> LogConfig {
+    let nats = &config.nats;
+    let groups = nats.groups();
+    let groups = groups.into_iter().map(|group| GroupConfig {
+        name: group.name,
+        shards: group.shards,
+        max_age: group.max_age,
+        max_bytes: (group.max_bytes > 0).then_some(group.max_bytes),
+    });
+    let entries = config.retention_groups.entries(&config.channel);
+    let namespaces: BTreeMap<String, String> =
+        entries.map(|(_, namespace, group)| (namespace.to_owned(), group.to_owned())).collect();
+    let placement = Placement::new(config);
+    LogConfig {
+        prefix: nats.prefix.clone(),
+        replicas: nats.replicas,
+        groups: groups.collect(),
+        namespaces,
+        placement: Arc::new(move |channel| placement.group(channel)),
+        delivery_workers: nats.delivery_workers,
+        append_lanes: nats.append_lanes,
+        append_window: nats.append_window,
+        append_queue: nats.append_queue,
+        append_patience: nats.append_patience,
+    }
+}
+
+/// Which retention group a channel belongs to: fixed while the process runs, because a channel that moved would leave
+/// its publications behind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Placement {
+    private_prefix: String,
+    boundary: String,
+    /// Group by namespace, where it is not the default one.
+    moved: BTreeMap<String, usize>,
+}
+
+impl Placement {
+    /// What the configuration says.
+    pub fn new(config: &Config) -> Self {
+        let groups = config.nats.groups();
+        let moved: BTreeMap<String, usize> = config
+            .retention_groups
+            .entries(&config.channel)
+            .filter(|(_, _, group)| *group != DEFAULT_GROUP)
+            .filter_map(|(_, namespace, name)| {
+                let index = groups.iter().position(|group| group.name == name)?;
+                Some((namespace.to_owned(), index))
+            })
+            .collect();
+        // Where every channel is in one group, how names are cut does not matter and may change.
+        let ChannelSettings { private_prefix, namespace_boundary, .. } = &config.channel;
+        let cut = |text: &String| if moved.is_empty() { String::new() } else { text.clone() };
+        Self { private_prefix: cut(private_prefix), boundary: cut(namespace_boundary), moved }
+    }
+
+    /// The index of the channel's group; names are cut as the domain cuts them.
+    fn group(&self, channel: &str) -> usize {
+        if self.moved.is_empty() {
+            return 0;
+        }
+        let unprefixed = match self.private_prefix.as_str() {
+            "" => channel,
+            prefix => channel.strip_prefix(prefix).unwrap_or(channel),
+        };
+        let namespace = match self.boundary.as_str() {
+            "" => "",
+            boundary => unprefixed.split_once(boundary).map_or("", |(namespace, _)| namespace),
+        };
+        self.moved.get(namespace).copied().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plenum_channels::NamespaceOptions;
+
+    use super::*;
+    use crate::config::Config;
+
+    fn config() -> Config {
+        let mut config = Config::default();
+        let namespace = |name: &str| NamespaceOptions { name: name.into(), ..NamespaceOptions::default() };
+        config.channel.namespaces = vec![namespace("chat"), namespace("audit")];
+        config.retention_groups.namespaces = vec![String::new(), "long".into()];
+        let mut group = config.nats.groups().remove(0);
+        group.name = "long".into();
+        config.nats.retention_groups = vec![group];
+        config
+    }
+
+    #[test]
+    fn channels_go_where_their_namespace_is_kept() {
+        let log = log(&config());
+        for (channel, group) in
+            [("audit:x", 1), ("$audit:x", 1), ("chat:audit:", 0), ("audit", 0), ("", 0), ("nobody:x", 0)]
+        {
+            assert_eq!((log.placement)(channel), group, "{channel}");
+        }
+        let groups: Vec<&str> = log.groups.iter().map(|group| group.name.as_str()).collect();
+        assert_eq!(groups, ["default", "long"]);
+        assert_eq!(log.namespaces["audit"], "long");
+        assert_eq!((log.namespaces["chat"].as_str(), log.namespaces[""].as_str()), ("default", "default"));
+    }
+
+    #[test]
+    fn the_placement_agrees_with_the_domain() {
+        let config = config();
+        let placement = Placement::new(&config);
+        let compiled = config.settings().compile().unwrap();
+        for channel in ["audit:x", "$audit:x", "chat:x", "chat:audit:x", "x", ":audit", "$x", "audit:"] {
+            let Ok(resolved) = compiled.resolve(channel) else { continue };
+            assert_eq!(placement.group(channel) == 1, resolved.namespace.name() == "audit", "{channel}");
+        }
+    }
+
+    #[test]
+    fn only_what_moves_a_channel_is_another_placement() {
+        let (old, mut new) = (config(), config());
+        new.channel.namespaces.push(NamespaceOptions { name: "more".into(), ..NamespaceOptions::default() });
+        assert_eq!(Placement::new(&old), Placement::new(&new));
+        new.channel.namespace_boundary = "/".into();
+        assert_ne!(Placement::new(&old), Placement::new(&new));
+        new = config();
+        new.retention_groups.namespaces.clear();
+        assert_ne!(Placement::new(&old), Placement::new(&new));
+    }
+
+    #[test]
+    fn what_the_pool_gets() {
+        let mut config = config();
+        config.nats.servers = vec!["nats://a".into()];
+        config.nats.user = "u".into();
+        config.nats.tls.enabled = true;
+        let pool = pool(&config.nats, "me").unwrap();
+        let defaults = PoolConfig::new(["nats://a"]);
+        assert_eq!(pool.credentials, Credentials::UserPassword { user: "u".into(), password: String::new() });
+        assert!(pool.tls.required && pool.tls.client_files.is_none());
+        assert_eq!(
+            PoolConfig {
+                credentials: Credentials::None,
+                tls: Tls::default(),
+                inbox_prefix: defaults.inbox_prefix.clone(),
+                name: defaults.name.clone(),
+                ..pool
+            },
+            defaults,
+            "the documented defaults are the pool's"
+        );
+    }
+
+    #[test]
+    fn the_defaults_of_the_log_are_those_of_its_crate() {
+        let (ours, theirs) = (log(&Config::default()), LogConfig::default());
+        assert_eq!(ours.groups, theirs.groups);
+        assert_eq!((ours.prefix, ours.replicas), (theirs.prefix, theirs.replicas));
+        assert_eq!(
+            (ours.delivery_workers, ours.append_lanes, ours.append_window, ours.append_queue, ours.append_patience),
+            (
+                theirs.delivery_workers,
+                theirs.append_lanes,
+                theirs.append_window,
+                theirs.append_queue,
+                theirs.append_patience
+            )
+        );
+    }
+}
