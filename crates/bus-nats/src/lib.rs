@@ -4,8 +4,13 @@
 //! subscriptions), [`workers`] (keyed worker pool), [`report`] (what all of them use). `docs/nats.md` is its manual.
 
 mod channel_token;
+pub mod control;
+mod histogram;
 pub mod log;
 pub mod pool;
 pub mod publish;
+pub mod report;
+pub mod subscriber;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+pub mod workers;

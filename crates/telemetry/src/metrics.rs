@@ -156,6 +156,11 @@ impl Metrics {
         &self.api_durations[method.index()]
     }
 
+    /// Adds what another part of the process collects at each scrape. Fails on a name that is used already.
+    pub fn register(&self, collector: Box<dyn Collector>) -> Result<(), MetricsError> {
+        Ok(self.registry.register(collector)?)
+    }
+
     /// All metrics in Prometheus' text exposition format 0.0.4.
     pub fn render(&self) -> String {
         let mut text = Vec::with_capacity(32 * 1024);

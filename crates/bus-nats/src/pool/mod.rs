@@ -7,6 +7,7 @@ mod error;
 mod events;
 mod lease;
 mod link;
+mod metrics;
 mod pins;
 mod stats;
 #[cfg(test)]
@@ -27,6 +28,7 @@ pub use config::{Credentials, PoolConfig, Tls};
 pub use error::PoolError;
 pub use events::{EventKind, PoolEvent, Role, subscription_id};
 pub use lease::Lease;
+pub use metrics::PoolCollector;
 pub use stats::{ConnectionStats, PoolStats};
 
 use crate::publish::Window;

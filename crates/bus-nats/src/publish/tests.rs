@@ -75,10 +75,9 @@ async fn without_waiting_in_order_with_one_failure_sink() {
     publisher.publish_async(Outgoing::new("nowhere", "lost")).await.unwrap();
     assert!(publisher.settled(PATIENCE).await);
     assert_eq!(stored(&mut stream).await, 5_000);
-    let failed = failures.lock();
+    let failed = std::mem::take(&mut *failures.lock());
     assert_eq!(failed.len(), 1);
     assert_eq!((&failed[0].message.payload[..], &failed[0].error), (&b"lost"[..], &PublishError::NoStream));
-    drop(failed);
     for sequence in [1, 2, 1234, 5_000] {
         let message = stream.get_raw_message(sequence).await.unwrap();
         assert_eq!(message.payload, (sequence - 1).to_string());

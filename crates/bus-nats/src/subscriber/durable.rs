@@ -129,7 +129,7 @@ async fn deliver(
         let message = message.message;
         let (bytes, ack) = (message.length, message.reply.clone());
         let message = Received::new(message, Some(delivery));
-        if running.inbox.put_when_room(Item { message, ack, arrived: Instant::now(), bytes }).await.is_err() {
+        if !running.inbox.put_when_room(Item { message, ack, arrived: Instant::now(), bytes }).await {
             return Ok(());
         }
     }

@@ -44,33 +44,34 @@ impl Inbox {
         Inbox { waiting, max_items: max_items.max(1), max_bytes, arrived: Notify::new(), room: Notify::new() }
     }
 
-    pub(super) fn put(&self, item: Item) -> Result<(), (Item, Full)> {
+    /// What could not be taken comes back, with the reason.
+    pub(super) fn put(&self, item: Item) -> Option<(Item, Full)> {
         let mut waiting = self.waiting.lock();
         if waiting.closed {
-            return Err((item, Full::Closed));
+            return Some((item, Full::Closed));
         }
         if waiting.items.len() >= self.max_items {
-            return Err((item, Full::Messages));
+            return Some((item, Full::Messages));
         }
         // A message larger than the bound passes an empty inbox, else it never would.
         if waiting.bytes + item.bytes > self.max_bytes && !waiting.items.is_empty() {
-            return Err((item, Full::Bytes));
+            return Some((item, Full::Bytes));
         }
         waiting.bytes += item.bytes;
         waiting.items.push_back(item);
         drop(waiting);
         self.arrived.notify_one();
-        Ok(())
+        None
     }
 
-    /// Waits for room; an error only when closed. For one putter.
-    pub(super) async fn put_when_room(&self, mut item: Item) -> Result<(), Item> {
+    /// Waits for room; false only when closed. For one putter.
+    pub(super) async fn put_when_room(&self, mut item: Item) -> bool {
         loop {
             let room = self.room.notified();
             match self.put(item) {
-                Ok(()) => return Ok(()),
-                Err((back, Full::Closed)) => return Err(back),
-                Err((back, _)) => item = back,
+                None => return true,
+                Some((_, Full::Closed)) => return false,
+                Some((back, _)) => item = back,
             }
             room.await;
         }
@@ -140,15 +141,15 @@ mod tests {
     #[tokio::test]
     async fn both_bounds_hold() {
         let inbox = Inbox::new(2, 100);
-        assert!(inbox.put(item(500)).is_ok(), "a large one passes an empty inbox");
-        assert_eq!(inbox.put(item(1)).err().map(|(_, full)| full), Some(Full::Bytes));
+        assert!(inbox.put(item(500)).is_none(), "a large one passes an empty inbox");
+        assert_eq!(inbox.put(item(1)).map(|(_, full)| full), Some(Full::Bytes));
         assert_eq!(inbox.take().await.unwrap().bytes, 500);
-        inbox.put(item(1)).ok().unwrap();
-        inbox.put(item(1)).ok().unwrap();
-        assert_eq!(inbox.put(item(1)).err().map(|(_, full)| full), Some(Full::Messages));
+        assert!(inbox.put(item(1)).is_none());
+        assert!(inbox.put(item(1)).is_none());
+        assert_eq!(inbox.put(item(1)).map(|(_, full)| full), Some(Full::Messages));
         assert_eq!(inbox.size(), (2, 2));
         assert_eq!(inbox.close(true), 2);
         assert!(inbox.take().await.is_none());
-        assert_eq!(inbox.put(item(1)).err().map(|(_, full)| full), Some(Full::Closed));
+        assert_eq!(inbox.put(item(1)).map(|(_, full)| full), Some(Full::Closed));
     }
 }

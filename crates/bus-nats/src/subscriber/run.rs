@@ -96,10 +96,10 @@ impl Running {
         let bytes = message.length;
         let item = Item { message: Received::new(message, None), ack: None, arrived: Instant::now(), bytes };
         match self.inbox.put(item) {
-            Ok(()) => {}
-            Err((_, Full::Messages)) => count(&self.counts.dropped_full),
-            Err((_, Full::Bytes)) => count(&self.counts.dropped_bytes),
-            Err((_, Full::Closed)) => count(&self.counts.abandoned),
+            None => {}
+            Some((_, Full::Messages)) => count(&self.counts.dropped_full),
+            Some((_, Full::Bytes)) => count(&self.counts.dropped_bytes),
+            Some((_, Full::Closed)) => count(&self.counts.abandoned),
         }
     }
 

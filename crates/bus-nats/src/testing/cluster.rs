@@ -47,8 +47,8 @@ impl NatsCluster {
         let mut routes = Vec::new();
         if options.proxied_routes {
             for higher in 0..options.size {
-                for lower in 0..higher {
-                    routes.push(((lower, higher), Proxy::start(format!("127.0.0.1:{}", ports[lower])).await?));
+                for (lower, port) in ports.iter().enumerate().take(higher) {
+                    routes.push(((lower, higher), Proxy::start(format!("127.0.0.1:{port}")).await?));
                 }
             }
         }
@@ -68,7 +68,13 @@ impl NatsCluster {
     /// proxy, and the advertised address leads nowhere, so that gossip makes no route around the proxy.
     fn block(&self, member: usize, ports: &[u16], options: &ClusterOptions) -> String {
         let addresses: Vec<String> = if options.proxied_routes {
-            self.routes.iter().filter(|((_, higher), _)| *higher == member).map(|(_, proxy)| proxy.address()).collect()
+            let lower = self.routes.iter().filter(|((_, higher), _)| *higher == member);
+            let mut lower: Vec<String> = lower.map(|(_, proxy)| proxy.address()).collect();
+            if lower.is_empty() {
+                // JetStream insists on a configured route; one to itself is recognized and dropped.
+                lower.push(format!("127.0.0.1:{}", ports[member]));
+            }
+            lower
         } else {
             let others = ports.iter().enumerate().filter(|(other, _)| *other != member);
             others.map(|(_, port)| format!("127.0.0.1:{port}")).collect()
