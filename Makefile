@@ -1,6 +1,6 @@
 # Every target with a `##` remark appears in `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help run test test-rust test-sdk test-autobahn lint fmt bench tools
+.PHONY: help run stack-nats test test-rust test-sdk test-autobahn lint fmt bench tools
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,6 +10,11 @@ run: ## Build quickly and start everything in one process on 127.0.0.1 (ARGS="â€
 	@cargo build --profile fast --package plenum
 	@echo "2/2 starting plenum serve --dev (end it with Ctrl-C)"
 	@exec target/fast/plenum serve --dev $(ARGS)
+
+stack-nats: ## Start three replicas on a cluster of three NATS servers on 127.0.0.1 (ARGS="--replicas 2")
+	@deploy/tools/install nats
+	@cargo build --profile fast --package plenum
+	@exec deploy/stack/run $(ARGS)
 
 test: ## Run every suite: Rust, the SDKs, the server API, the browser, Autobahn; the last line is the total
 	@e2e/run

@@ -1,0 +1,117 @@
+"""NATS servers with JetStream on loopback, in a folder: one, or several that form a cluster."""
+
+import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+BINARY = ROOT / ".tools/nats/nats-server"
+PERMISSIONS = ROOT / "deploy/nats/plenum.conf"
+STOP_SECONDS = 10
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+class Server:
+    """One nats-server; its configuration, data and log are in its folder."""
+
+    def __init__(self, number, folder, ports, routes, password):
+        self.name = f"nats-{number}"
+        self.folder = pathlib.Path(folder) / self.name
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.port, self.route_port, self.monitor_port = ports
+        self.password = password
+        self.clustered = len(routes) > 1
+        lines = [
+            f"server_name: {self.name}",
+            f"listen: 127.0.0.1:{self.port}",
+            f"http: 127.0.0.1:{self.monitor_port}",
+            f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))}, max_mem: 64M, max_file: 8G }}",
+            f"include {json.dumps(os.path.relpath(PERMISSIONS, self.folder))}",
+        ]
+        if self.clustered:
+            others = [f"nats-route://127.0.0.1:{port}" for port in routes if port != self.route_port]
+            lines += [f"cluster {{ name: plenum, listen: 127.0.0.1:{self.route_port}, routes: {json.dumps(others)} }}"]
+        (self.folder / "server.conf").write_text("\n".join(lines) + "\n")
+        self.log_path = self.folder / "server.log"
+        self.process = None
+
+    @property
+    def url(self):
+        return f"nats://127.0.0.1:{self.port}"
+
+    def start(self):
+        environment = dict(os.environ, PLENUM_NATS_PASSWORD=self.password)
+        with self.log_path.open("ab") as log:
+            self.process = subprocess.Popen(
+                [str(BINARY), "-c", str(self.folder / "server.conf")],
+                stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
+            )
+
+    def ready(self):
+        """Whether it serves, and in a cluster knows a leader."""
+        if self.process.poll() is not None:
+            raise RuntimeError(f"{self.name} ended with status {self.process.returncode}; see {self.log_path}")
+        try:
+            self._ask("healthz")
+            return not self.clustered or bool(self._ask("jsz").get("meta_cluster", {}).get("leader"))
+        except (urllib.error.URLError, OSError, ValueError):
+            return False
+
+    def _ask(self, path):
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}/{path}", timeout=2) as response:
+            return json.loads(response.read())
+
+    def ask_to_stop(self):
+        if self.process and self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+
+    def stop(self):
+        """Ends it, at last by force."""
+        self.ask_to_stop()
+        if self.process:
+            try:
+                self.process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Cluster:
+    """As many servers as asked for; `ports` gives client, route and monitor port of a server's number."""
+
+    def __init__(self, count, folder, password, ports=lambda number: (free_port(), free_port(), free_port())):
+        if not BINARY.exists():
+            raise RuntimeError(f"{BINARY} is missing: deploy/tools/install nats")
+        chosen = [ports(number) for number in range(count)]
+        routes = [route for _, route, _ in chosen]
+        self.servers = [Server(number, folder, chosen[number], routes, password) for number in range(count)]
+
+    @property
+    def urls(self):
+        return [server.url for server in self.servers]
+
+    def start(self, seconds=60):
+        for server in self.servers:
+            server.start()
+        end = time.monotonic() + seconds
+        while not all(server.ready() for server in self.servers):
+            if time.monotonic() > end:
+                raise RuntimeError(f"the NATS servers were not ready within {seconds} s")
+            time.sleep(0.05)
+
+    def stop(self):
+        for server in self.servers:
+            server.ask_to_stop()
+        for server in self.servers:
+            server.stop()
