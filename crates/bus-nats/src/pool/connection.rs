@@ -14,6 +14,8 @@ use crate::publish::Window;
 
 /// In the in-flight count: nobody may take the connection any more.
 const CLOSED: usize = 1 << (usize::BITS - 1);
+/// How long a command may wait behind what the server does not take; client pings end such a connection soon.
+const COMMAND_LIMIT: Duration = Duration::from_secs(1);
 /// Failed probes in a row after which the connection is made anew.
 const PROBES_TO_RECONNECT: u32 = 2;
 
@@ -110,7 +112,14 @@ impl Connection {
     /// Moves to another server at once. What was sent and not yet acknowledged may be lost.
     pub(super) async fn reconnect(&self) -> Result<(), PoolError> {
         self.link.hurry();
-        self.client.force_reconnect().await.map_err(|_| PoolError::Closed)
+        if !self.is_up() {
+            // It seeks contact already; the command would end the next contact.
+            return Ok(());
+        }
+        match tokio::time::timeout(COMMAND_LIMIT, self.client.force_reconnect()).await {
+            Ok(sent) => sent.map_err(|_| PoolError::Closed),
+            Err(_) => Err(PoolError::NotReady { waited: COMMAND_LIMIT }),
+        }
     }
 
     /// Ends the tasks; sends what was queued first when there is contact. Bounded by `deadline`.

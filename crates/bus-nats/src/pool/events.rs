@@ -37,7 +37,7 @@ pub enum EventKind {
         /// Address of the server.
         server: String,
     },
-    /// A subscription's buffer was full and messages of it were dropped.
+    /// A subscription's buffer was full and messages of it were dropped; once for all that it drops within 50 ms.
     SlowConsumer {
         /// Which, as [`subscription_id`] gives it.
         subscription: u64,

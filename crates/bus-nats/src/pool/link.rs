@@ -17,6 +17,9 @@ use super::{EventKind, PoolConfig, PoolError, PoolEvent, Role, auth};
 /// A connection that lasted this long starts anew with short delays when it breaks.
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
+/// One event for all the messages that a full subscription drops in this time.
+const SLOW_PAUSE: Duration = Duration::from_millis(50);
+
 /// What the callbacks of the client library share with the pool.
 pub(super) struct Link {
     pub(super) id: usize,
@@ -35,6 +38,8 @@ pub(super) struct Link {
     up_since: Mutex<Option<Instant>>,
     pub(super) connects: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
+    /// The last slow consumer that was told of.
+    slow: Mutex<Option<(u64, Instant)>>,
     pub(super) lame_duck: AtomicBool,
 }
 
@@ -54,11 +59,12 @@ impl Link {
             closed: CancellationToken::new(),
             attempts: AtomicU32::new(0),
             next: AtomicUsize::new(spread),
-            at_once: AtomicBool::new(true),
+            at_once: AtomicBool::new(false),
             target: Mutex::new(None),
             up_since: Mutex::new(None),
             connects: AtomicU64::new(0),
             slow_consumers: AtomicU64::new(0),
+            slow: Mutex::new(None),
             lame_duck: AtomicBool::new(false),
         })
     }
@@ -175,11 +181,13 @@ impl Link {
                 self.lame_duck.store(true, Ordering::Relaxed);
                 EventKind::LameDuck
             }
-            Event::SlowConsumer(subscription) => {
+            Event::SlowConsumer(subscription) | Event::ServerError(ServerError::SlowConsumer(subscription)) => {
                 self.slow_consumers.fetch_add(1, Ordering::Relaxed);
+                if !self.is_news(subscription) {
+                    return;
+                }
                 EventKind::SlowConsumer { subscription }
             }
-            Event::ServerError(ServerError::SlowConsumer(subscription)) => EventKind::SlowConsumer { subscription },
             Event::ServerError(error) => EventKind::Error { message: error.to_string() },
             Event::ClientError(error) => EventKind::Error { message: error.to_string() },
             Event::Draining | Event::Closed => return,
@@ -195,6 +203,18 @@ impl Link {
         }
         // Nobody may be listening.
         let _ = self.events.send(PoolEvent { connection, role: self.role, kind });
+    }
+}
+
+impl Link {
+    /// The library tells of each dropped message; once in [`SLOW_PAUSE`] is enough, and keeps room for other events.
+    fn is_news(&self, subscription: u64) -> bool {
+        let mut slow = self.slow.lock();
+        if slow.is_some_and(|(last, at)| last == subscription && at.elapsed() < SLOW_PAUSE) {
+            return false;
+        }
+        *slow = Some((subscription, Instant::now()));
+        true
     }
 }
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::{Credentials, EventKind, Pool, PoolConfig, PoolError, PoolEvent, Role, subscription_id};
+use super::{Credentials, EventKind, Pool, PoolConfig, PoolError, PoolEvent, Role, Tls, subscription_id};
 use crate::publish::{Outgoing, Publisher, PublisherConfig};
 use crate::testing::{ClusterOptions, NatsCluster, NatsServer, ServerOptions};
 
@@ -314,6 +314,42 @@ async fn tokens_and_nkeys_open_the_door() {
         assert!(denied.wait_ready(Duration::from_millis(300)).await.is_err());
         open(PoolConfig { credentials, ..PoolConfig::new([server.url()]) }).await;
     }
+}
+
+#[tokio::test]
+async fn tls_with_an_own_ca_and_a_client_certificate() {
+    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+    let folder = std::env::temp_dir().join(format!("plenum-nats-tls-{}", uuid::Uuid::new_v4().simple()));
+    std::fs::create_dir_all(&folder).unwrap();
+    let path = |name: &str| folder.join(name);
+    let write = |name: &str, text: String| std::fs::write(path(name), text).unwrap();
+    let ca_key = KeyPair::generate().unwrap();
+    let mut ca = CertificateParams::new(Vec::new()).unwrap();
+    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
+    let issuer = Issuer::new(ca, ca_key);
+    for name in ["server", "client"] {
+        let key = KeyPair::generate().unwrap();
+        let certificate = CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
+        write(&format!("{name}.pem"), certificate.pem());
+        write(&format!("{name}.key"), key.serialize_pem());
+    }
+    let settings = format!(
+        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
+        path("server.pem"),
+        path("server.key"),
+        path("ca.pem")
+    );
+    let server = NatsServer::start_with(ServerOptions { settings, ..core() }).await.unwrap();
+    let tls = Tls { required: true, first: false, ca_file: Some(path("ca.pem")), client_files: None };
+    let url = server.url().replace("127.0.0.1", "localhost");
+    let config = PoolConfig { tls: tls.clone(), discover_servers: false, ..PoolConfig::new([url]) };
+    let without = Pool::connect(config.clone()).await.unwrap();
+    assert!(without.wait_ready(Duration::from_millis(500)).await.is_err(), "the server asks for a certificate");
+    let tls = Tls { client_files: Some((path("client.pem"), path("client.key"))), ..tls };
+    open(PoolConfig { tls, ..config.clone() }).await;
+    std::fs::remove_dir_all(&folder).unwrap();
+    assert!(matches!(Pool::connect(config).await, Err(PoolError::Credentials { .. })), "the CA file is gone");
 }
 
 #[tokio::test]
