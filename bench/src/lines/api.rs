@@ -60,10 +60,9 @@ impl Api {
         let cpu = micros(server.cpu()?.since(&before));
         ensure!(load.commands == requests * self.batch, "{} publishes carried out", load.commands);
         let count = load.commands as f64;
-        let how = match self.batch {
-            1 => format!("{} connections", self.concurrent),
-            batch => format!("{} connections, batches of {batch}", self.concurrent),
-        };
+        let connections = if self.concurrent == 1 { "connection" } else { "connections" };
+        let batches = if self.batch == 1 { String::new() } else { format!(", batches of {}", self.batch) };
+        let how = format!("{} {connections}{batches}", self.concurrent);
         let history = if self.history { ", with history" } else { "" };
         let notes = format!("{} in {:.1} s, 128 bytes, no subscribers", number(count), load.time.as_secs_f64());
         Ok(vec![
