@@ -279,8 +279,9 @@ impl Lane {
             let op = &mut line.ops[next];
             let current = op.request.shard.current();
             if op.stream.get_or_insert_with(|| current.stream.clone()) != &current.stream {
-                let op = line.ops.remove(next);
-                op.map(finish_unanswered);
+                if let Some(op) = line.ops.remove(next) {
+                    finish_unanswered(op);
+                }
                 continue;
             }
             op.attempts += 1;
@@ -354,6 +355,9 @@ impl Lane {
         let Some(op) = self.take(number, channel) else { return };
         let Some(line) = self.lines.get_mut(channel) else { return };
         op.request.shard.see(&ack.stream, ack.seq);
+        if !ack.duplicate {
+            op.request.shard.note(&ack.stream, ack.seq, channel_token::hash(channel));
+        }
         line.recovering = None;
         line.pause = Duration::ZERO;
         if !ack.duplicate {

@@ -233,3 +233,33 @@ async fn get(client: &Client, stream: &str, request: &Get) -> Result<Answer, Req
     };
     timeout_at(deadline, exchange).await.unwrap_or(Err(SILENCE))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A publisher's own headers stand before those that the server adds when it republishes.
+    #[test]
+    fn foreign_headers_do_not_count() {
+        let mut headers = HeaderMap::new();
+        for (seq, previous, stream, subject) in [("1", "0", "forged", "forged"), ("70", "69", "real", "p.log.g.0.c.x")]
+        {
+            headers.append("Nats-Sequence", seq);
+            headers.append("Nats-Last-Sequence", previous);
+            headers.append("Nats-Stream", stream);
+            headers.append("Nats-Subject", subject);
+        }
+        let message = Message {
+            subject: "live".into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: Some(headers),
+            status: None,
+            description: None,
+            length: 0,
+        };
+        let stored = Stored::parse(message.clone()).map(|it| (it.seq, it.previous, it.stream, it.subject));
+        assert_eq!(stored, Some((70, 69, "real".into(), "p.log.g.0.c.x".into())));
+        assert!(Stored::parse(Message { headers: None, ..message }).is_none());
+    }
+}

@@ -53,9 +53,9 @@ pub(super) enum Command {
         id: u64,
         seq: u64,
     },
-    /// Look up the end of every channel, or of those of one shard.
+    /// Look up the end of every channel, or of those of one shard, as far as it lies behind a sequence.
     Verify {
-        shard: Option<usize>,
+        shard: Option<(usize, u64)>,
     },
     /// The shard is another stream now.
     Reincarnated {
@@ -93,8 +93,9 @@ impl Workers {
         }
     }
 
-    pub fn verify_shard(&self, shard: &Shard) {
-        self.send_all(|| Command::Verify { shard: Some(shard.index) });
+    /// Everything of the shard through `behind` is known from ticks.
+    pub fn verify_shard(&self, shard: &Shard, behind: u64) {
+        self.send_all(|| Command::Verify { shard: Some((shard.index, behind)) });
     }
 
     pub fn verify_all(&self) {
@@ -400,6 +401,7 @@ impl Worker {
                 continue;
             }
             channel.shard.see(&stored.stream, stored.seq);
+            channel.shard.note(&stored.stream, stored.seq, channel.hash);
             // A digest that named nothing new of this channel verifies it as far as it goes.
             let through = channel.shard.chain().through;
             let settled =
@@ -471,20 +473,23 @@ impl Worker {
         .boxed()
     }
 
-    fn verify(&mut self, shard: Option<usize>) {
-        let mut by_shard: HashMap<usize, (Arc<Shard>, Vec<(u64, Arc<str>)>)> = HashMap::new();
+    fn verify(&mut self, only: Option<(usize, u64)>) {
+        let mut by_shard: HashMap<usize, Vec<(u64, Arc<str>)>> = HashMap::new();
+        let mut shards: HashMap<usize, Arc<Shard>> = HashMap::new();
         for (id, channel) in &self.channels {
-            if shard.is_none_or(|index| index == channel.shard.index) {
-                let entry = by_shard.entry(channel.shard.index);
-                let (_, list) = entry.or_insert_with(|| (channel.shard.clone(), Vec::new()));
-                list.push((*id, channel.name.clone()));
+            let index = channel.shard.index;
+            if only.is_none_or(|(shard, _)| shard == index) {
+                by_shard.entry(index).or_default().push((*id, channel.name.clone()));
+                shards.entry(index).or_insert_with(|| channel.shard.clone());
             }
         }
-        for (shard, channels) in by_shard.into_values() {
+        for (index, channels) in by_shard {
+            let shard = &shards[&index];
+            let behind = only.map_or_else(|| shard.chain().through, |(_, behind)| behind);
             for part in channels.chunks(repair::VERIFY_BATCH) {
                 let (shard, links, part) = (shard.clone(), self.links.clone(), part.to_vec());
                 let job = async move {
-                    let (current, lasts) = repair::verify(&*links, &shard, part).await;
+                    let (current, lasts) = repair::verify(&*links, &shard, part, behind).await;
                     Done::Verified { current, lasts }
                 };
                 self.jobs.push(job.boxed());

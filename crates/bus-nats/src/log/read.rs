@@ -106,7 +106,7 @@ impl Reader<'_> {
             Since::Position(since) if read.reverse => self.backwards(&top, read, Some(since.offset)).await,
             Since::Position(since) => self.after(&top, read, since).await,
             Since::End if read.reverse => self.backwards(&top, read, None).await,
-            Since::End => self.from_oldest(&top, read).await,
+            Since::End => self.oldest(&top, read).await,
         }
     }
 
@@ -138,7 +138,7 @@ impl Reader<'_> {
         self.forwards(top, read, from, previous, complete).await
     }
 
-    async fn from_oldest(&self, top: &Top, read: &Read) -> Result<Page, RequestError> {
+    async fn oldest(&self, top: &Top, read: &Read) -> Result<Page, RequestError> {
         if top.end.last.is_none() || !top.end.shows(&read.retention) {
             return Ok(nothing(top, top.end.top(), true));
         }

@@ -26,6 +26,9 @@ pub(super) const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// Clocks of servers may differ by this much.
 pub(super) const CLOCK_MARGIN_MS: u64 = 60_000;
 
+/// Most sequences noted for the next tick.
+const MAX_KNOWN: usize = 400_000;
+
 /// No server stores more than this in one stream.
 const MAX_BYTES_PER_MS: u64 = 1 << 20;
 
@@ -64,6 +67,14 @@ struct Ticks {
     writer: u64,
 }
 
+#[derive(Default)]
+struct Known {
+    /// This replica writes the ticks now.
+    wanted: bool,
+    stream: String,
+    seen: Vec<(u64, u64)>,
+}
+
 /// See the module's description.
 pub(super) struct Shard {
     pub index: usize,
@@ -80,6 +91,8 @@ pub(super) struct Shard {
     seen: AtomicU64,
     ticks: Mutex<Ticks>,
     tracked: Mutex<HashMap<u64, Vec<Arc<Tracked>>>>,
+    /// Sequences with the channels' hashes that this replica has seen, for the ticks that it writes.
+    known: Mutex<Known>,
     /// A setting of the stream that breaks a promise, in words.
     broken: Mutex<Option<String>>,
     /// A tick was taken in.
@@ -118,6 +131,7 @@ impl Shard {
             seen: AtomicU64::new(0),
             ticks: Mutex::new(ticks),
             tracked: Mutex::default(),
+            known: Mutex::default(),
             broken: Mutex::default(),
             ticked: Notify::new(),
             suspect: Notify::new(),
@@ -173,6 +187,45 @@ impl Shard {
     pub fn silence(&self) -> (Duration, u64) {
         let ticks = self.ticks.lock();
         (ticks.received.elapsed(), ticks.writer)
+    }
+
+    /// The entry at this sequence belongs to the channel with this hash. Kept while this replica writes the ticks, up
+    /// to a bound; what is not kept is read.
+    pub fn note(&self, stream: &str, seq: u64, hash: u64) {
+        let mut known = self.known.lock();
+        if known.wanted && known.stream == stream && known.seen.len() < MAX_KNOWN {
+            known.seen.push((seq, hash));
+        }
+    }
+
+    /// Everything noted since the last call, by sequence; from now on this replica notes.
+    pub fn take_known(&self, stream: &str) -> Vec<(u64, u64)> {
+        let mut known = self.known.lock();
+        if known.stream != stream {
+            known.seen.clear();
+            known.stream = stream.to_owned();
+        }
+        known.wanted = true;
+        let mut seen = std::mem::take(&mut known.seen);
+        drop(known);
+        seen.sort_unstable();
+        seen.dedup();
+        seen
+    }
+
+    /// Gives back what the next tick may need.
+    pub fn keep_known(&self, stream: &str, rest: Vec<(u64, u64)>) {
+        let mut known = self.known.lock();
+        if known.stream == stream {
+            known.seen.extend(rest);
+        }
+    }
+
+    /// Another replica writes the ticks: nothing is noted any more.
+    pub fn forget_known(&self) {
+        let mut known = self.known.lock();
+        known.wanted = false;
+        known.seen = Vec::new();
     }
 
     pub fn set_broken(&self, broken: Option<String>) {

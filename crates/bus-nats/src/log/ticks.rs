@@ -164,6 +164,9 @@ impl Ticker {
                 self.workers.require(self.shard.lacking(&digest.changes));
             }
             self.shard.with_chain(|chain| *chain = probe);
+            if digest.writer != self.writer {
+                self.shard.forget_known();
+            }
             self.shard.alive(stored.time_ms, digest.writer);
         }
         Some(link)
@@ -181,7 +184,7 @@ impl Ticker {
                 if self.take(stored) == Some(Link::Missing)
                     && let Some(digest) = Digest::decode(stored.payload.clone())
                 {
-                    self.workers.verify_shard(&self.shard);
+                    self.workers.verify_shard(&self.shard, self.shard.chain().through);
                     self.shard.with_chain(|chain| {
                         chain.newest = stored.seq;
                         chain.through = digest.through;
@@ -309,11 +312,23 @@ impl Ticker {
         }
     }
 
+    /// Goes through the shard after `from`, one sequence after the other. What this replica has seen acknowledged or
+    /// live needs no reading.
     async fn collect(&self, client: &async_nats::Client, stream: &str, from: u64) -> Result<Collector, RequestError> {
+        let mut known = self.shard.take_known(stream).into_iter().peekable();
         let mut collector = Collector::after(from);
         let start = Instant::now();
         loop {
-            let batch = get_batch(client, stream, &self.shard.names.all(), collector.through() + 1, BATCH).await?;
+            while let Some((seq, hash)) = known.next_if(|(seq, _)| *seq <= collector.through() + 1) {
+                collector.note(seq, Some(hash));
+            }
+            if collector.is_full() || start.elapsed() > READ_TIME {
+                break;
+            }
+            let next = collector.through() + 1;
+            // At the end of what is known read on, in a hole of it no further than the hole.
+            let wanted = known.peek().map_or(BATCH, |(seq, _)| ((seq - next) as usize).min(BATCH));
+            let batch = get_batch(client, stream, &self.shard.names.all(), next, wanted).await?;
             let count = batch.len();
             for stored in batch {
                 let channel = match self.shard.names.kind(&stored.subject) {
@@ -326,13 +341,12 @@ impl Ticker {
                     collector.note(stored.seq, channel);
                 }
             }
-            if count == 0 || collector.is_full() || start.elapsed() > READ_TIME {
-                return Ok(collector);
-            }
-            if count < BATCH / 2 {
-                return Ok(collector);
+            if count == 0 || known.peek().is_none() && count < BATCH / 2 {
+                break;
             }
         }
+        self.shard.keep_known(stream, known.collect());
+        Ok(collector)
     }
 }
 
