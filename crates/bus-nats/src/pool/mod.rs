@@ -113,7 +113,8 @@ impl Pool {
     }
 
     /// The connection of a key whose order matters (a channel): the same one while anything of it is in flight, that
-    /// is, while a [`Pinned`] of it lives. Keep the guard until the acknowledgement.
+    /// is, while a [`Pinned`] of it lives. Keep the guard until the acknowledgement. A request that was given up may
+    /// still leave later, from the connection that it was given to.
     pub fn pinned(self: &Arc<Self>, hash: u64) -> Pinned {
         let (pin, connection) = self.pins.take(hash, |key| {
             let set = self.publishing.load();

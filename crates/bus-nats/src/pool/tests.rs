@@ -317,6 +317,31 @@ async fn tokens_and_nkeys_open_the_door() {
 }
 
 #[tokio::test]
+async fn the_documented_permissions_are_enough() {
+    let settings = r#"authorization { users: [
+        {user: full, password: pw, permissions: {publish: ["p.probe.*"], subscribe: ["p.probe.*", "_INBOX_p.>"]}}
+        {user: less, password: pw, permissions: {publish: [">"], subscribe: ["_INBOX_p.>"]}}
+    ] }"#;
+    let server = NatsServer::start_with(ServerOptions { settings: settings.into(), ..core() }).await.unwrap();
+    let config = |user: &str| PoolConfig {
+        credentials: Credentials::UserPassword { user: user.into(), password: "pw".into() },
+        probe_subject: "p.probe".into(),
+        inbox_prefix: "_INBOX_p".into(),
+        probe_every: Duration::from_millis(20),
+        probe_timeout: Duration::from_millis(50),
+        ..PoolConfig::new([server.url()])
+    };
+    let pool = open(config("full")).await;
+    let mut events = pool.events();
+    until("round trips are known", || pool.stats().connections.iter().all(|one| one.round_trip_ms.is_some())).await;
+    assert!(events.try_recv().is_err(), "nothing is refused");
+
+    let pool = open(config("less")).await;
+    until("probes fail", || pool.stats().connections.iter().all(|one| one.failed_probes > 5)).await;
+    assert!(pool.stats().connections.iter().all(|one| one.healthy && one.reconnects == 0), "and nothing else");
+}
+
+#[tokio::test]
 async fn tls_with_an_own_ca_and_a_client_certificate() {
     use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
     let folder = std::env::temp_dir().join(format!("plenum-nats-tls-{}", uuid::Uuid::new_v4().simple()));

@@ -42,6 +42,9 @@ pub enum PublishError {
     /// Nobody knows whether it was stored; sending it again with the same message id is safe.
     #[error("no acknowledgement in time: the message may have been stored")]
     Indeterminate,
+    /// No contact with NATS in time; nothing was sent, trying again makes sense.
+    #[error("no contact with NATS")]
+    Unavailable,
     /// The connection or the publisher was closed; nothing was sent.
     #[error("the connection is closed")]
     Closed,

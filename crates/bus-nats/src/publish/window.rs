@@ -9,6 +9,7 @@ use std::task::{Context, Poll};
 use std::time::{Duration, Instant};
 
 use async_nats::client::PublishErrorKind;
+use async_nats::connection::State;
 use async_nats::{HeaderMap, Message, Subject};
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
@@ -20,6 +21,8 @@ use super::{Ack, PublishError, ack};
 
 /// How late a missing acknowledgement may be noticed.
 const EXPIRY_TICK: Duration = Duration::from_millis(50);
+/// How late new contact may be noticed.
+const CONTACT_POLL: Duration = Duration::from_millis(10);
 /// Acknowledgements taken in one go.
 const BURST: usize = 256;
 
@@ -123,8 +126,8 @@ impl Window {
         }))
     }
 
-    /// Sends a message and returns what waits for its acknowledgement, at most for `timeout` from now. Waits while the
-    /// window is full or the connection's send queue is. Messages leave in the order of the calls, if each call is
+    /// Sends a message and returns what waits for its acknowledgement, at most for `timeout` from then. Waits while the
+    /// window is full or the connection's send queue is, and for contact as long as `timeout`. Messages leave in the order of the calls, if each call is
     /// polled to its end before the next is made.
     pub async fn publish(
         &self,
@@ -151,6 +154,7 @@ impl Window {
             return Err(PublishError::TooLarge { size: payload.len(), max });
         }
         let permit = self.room.clone().acquire_owned().await.map_err(|_| PublishError::Closed)?;
+        self.contact(timeout).await?;
         if self.closed.load(Ordering::Acquire) {
             return Err(PublishError::Closed);
         }
@@ -173,6 +177,21 @@ impl Window {
                 _ => PublishError::Closed,
             }),
         }
+    }
+
+    /// Waits for contact, so that nothing lies in a queue and leaves long after its caller has given up.
+    async fn contact(&self, timeout: Duration) -> Result<(), PublishError> {
+        let until = Instant::now() + timeout;
+        while self.client.connection_state() != State::Connected {
+            if self.closed.load(Ordering::Acquire) {
+                return Err(PublishError::Closed);
+            }
+            if Instant::now() >= until {
+                return Err(PublishError::Unavailable);
+            }
+            tokio::time::sleep(CONTACT_POLL).await;
+        }
+        Ok(())
     }
 
     /// Publishes that wait for an acknowledgement.

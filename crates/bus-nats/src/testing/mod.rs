@@ -3,6 +3,8 @@
 mod cluster;
 mod proxy;
 mod server;
+#[cfg(test)]
+mod tests;
 
 pub use cluster::{ClusterOptions, NatsCluster};
 pub use proxy::Proxy;
