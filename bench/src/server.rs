@@ -1,7 +1,6 @@
 //! The measured server, in its own process.
 
 use std::fs;
-use std::io::Write as _;
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -25,18 +24,25 @@ pub const WITH_HISTORY: &str = "kept";
 const START: Duration = Duration::from_secs(20);
 
 /// The server that runs now. One at a time; here, so that a signal can end it too.
-static RUNNING: Mutex<Option<Child>> = Mutex::new(None);
+static RUNNING: Mutex<Option<Running>> = Mutex::new(None);
 
-fn running() -> MutexGuard<'static, Option<Child>> {
-    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
+/// A process and the file that it was started with, both gone when this is dropped.
+struct Running {
+    child: Child,
+    config: PathBuf,
 }
 
-fn kill(child: Option<Child>) {
-    if let Some(mut child) = child {
+impl Drop for Running {
+    fn drop(&mut self) {
         // It may have ended by itself.
-        let _ = child.kill();
-        let _ = child.wait();
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+        let _ = fs::remove_file(&self.config);
     }
+}
+
+fn running() -> MutexGuard<'static, Option<Running>> {
+    RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Ends the server, then this process, on SIGINT, SIGTERM and SIGHUP.
@@ -55,7 +61,7 @@ pub fn stop_on_signals() -> Result<()> {
                 _ = hangup.recv() => {}
             }
         });
-        kill(running().take());
+        drop(running().take());
         std::process::exit(130);
     });
     Ok(())
@@ -65,7 +71,6 @@ pub fn stop_on_signals() -> Result<()> {
 pub struct Server {
     pid: u32,
     address: SocketAddr,
-    config: PathBuf,
 }
 
 impl Server {
@@ -86,9 +91,15 @@ impl Server {
             .stdin(Stdio::null())
             .stdout(Stdio::from(std::io::stderr()))
             .spawn();
-        let child = child.with_context(|| format!("cannot start {}", binary.display()))?;
-        let server = Self { pid: child.id(), address, config };
-        *running() = Some(child);
+        let child = match child {
+            Ok(child) => child,
+            Err(error) => {
+                let _ = fs::remove_file(&config);
+                return Err(error).with_context(|| format!("cannot start {}", binary.display()));
+            }
+        };
+        let server = Self { pid: child.id(), address };
+        *running() = Some(Running { child, config });
         server.wait_until_it_listens()?;
         Ok(server)
     }
@@ -96,7 +107,7 @@ impl Server {
     fn wait_until_it_listens(&self) -> Result<()> {
         let deadline = Instant::now() + START;
         while TcpStream::connect(self.address).is_err() {
-            if let Some(status) = running().as_mut().map(Child::try_wait).transpose()?.flatten() {
+            if let Some(status) = running().as_mut().map(|running| running.child.try_wait()).transpose()?.flatten() {
                 bail!("the server ended at once: {status}");
             }
             if Instant::now() > deadline {
@@ -137,10 +148,7 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
-        kill(running().take());
-        if let Err(error) = fs::remove_file(&self.config) {
-            let _ = writeln!(std::io::stderr(), "cannot remove {}: {error}", self.config.display());
-        }
+        drop(running().take());
     }
 }
 
