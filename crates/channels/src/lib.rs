@@ -8,6 +8,7 @@
 mod channel;
 mod error;
 mod hub;
+mod idempotency;
 mod namespace;
 mod node;
 mod operations;

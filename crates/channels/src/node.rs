@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 use crate::hub::Hub;
-use crate::memory::idempotency::Idempotency;
+use crate::idempotency::Idempotency;
 use crate::outbox::Mail;
 use crate::registry::Registry;
 use crate::wheel::{TICK, Wheel};

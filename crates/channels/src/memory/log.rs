@@ -10,9 +10,9 @@ use futures_util::future::{BoxFuture, ready};
 use hashbrown::DefaultHashBuilder;
 use tokio::time::Duration;
 
-use super::idempotency::Idempotency;
 use super::shard::{Clock, Entered, QueueLimits, Shard};
 use super::store::Store;
+use crate::idempotency::Idempotency;
 use crate::{Announcement, Append, AppendError, Appended, Epoch, Live, Log, Page, Position, Read, ReadError, Tail};
 
 /// Bounds of the in-process log.

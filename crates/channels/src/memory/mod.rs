@@ -2,7 +2,6 @@
 
 mod control;
 mod expiry;
-pub(crate) mod idempotency;
 mod log;
 mod presence;
 mod room;

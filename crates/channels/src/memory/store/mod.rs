@@ -13,8 +13,8 @@ use hashbrown::{DefaultHashBuilder, HashTable};
 use plenum_protocol::Publication;
 
 use super::expiry::Expiry;
-use super::idempotency::Idempotency;
 use super::slab::{Linked, Links, List, Slab};
+use crate::idempotency::Idempotency;
 use crate::{Append, AppendError, Appended, Entry, Epoch, Live, Position, Tail, Version};
 
 /// Fronts per shard: forgetting a channel casts doubt on the channels of its front only.
