@@ -10,7 +10,7 @@ use plenum_telemetry::Recovery;
 
 use super::connect::server_plan;
 use super::establish::{CatchUpOutcome, Established, catch_up, establish};
-use super::flight::Done;
+use super::flight::{Done, Flight};
 use super::{Caller, Identity, Phase, Session, Subscription, frame};
 use crate::error::Failure;
 use crate::outbox::Mail;
@@ -197,21 +197,25 @@ impl Session {
         self.announce_again();
     }
 
+    /// What others see of the subscriber in one channel changed: its presence entry follows.
+    pub(super) fn adopt_channel_info(&mut self, channel: &str, info: Bytes) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        let Some(subscription) = connected.subscriptions.get_mut(channel) else { return };
+        if info == subscription.info.as_deref().map_or(&[][..], |held| held) {
+            return;
+        }
+        subscription.info = (!info.is_empty()).then(|| Box::new(info.clone()));
+        if let Some(seat) = &mut subscription.seat {
+            seat.describe(info);
+            enter_again(self.flight.get_or_insert_default(), subscription);
+        }
+    }
+
     /// Enters every presence entry of this connection again.
     fn announce_again(&mut self) {
         let Phase::Connected(connected) = &self.phase else { return };
-        for subscription in connected.subscriptions.iter() {
-            let Some(seat) = &subscription.seat else { continue };
-            let (entering, channel) = (seat.enter(), subscription.channel().clone());
-            let future = async move {
-                if let Err(error) = entering.await {
-                    tracing::warn!(%error, "a presence entry was not renewed");
-                }
-                Done::Released { channel, reply: None }
-            };
-            let flight = self.flight.get_or_insert_default();
-            flight.block(subscription.channel().clone());
-            flight.push(future.boxed());
+        for subscription in connected.subscriptions.iter().filter(|subscription| subscription.seat.is_some()) {
+            enter_again(self.flight.get_or_insert_default(), subscription);
         }
     }
 
@@ -265,6 +269,20 @@ impl Session {
             }
         }
     }
+}
+
+/// Makes a subscription's presence entry again; commands on its channel wait for that.
+fn enter_again(flight: &mut Flight, subscription: &Subscription) {
+    let Some(seat) = &subscription.seat else { return };
+    let (entering, channel) = (seat.enter(), subscription.channel().clone());
+    flight.block(channel.clone());
+    let future = async move {
+        if let Err(error) = entering.await {
+            tracing::warn!(%error, "a presence entry was not renewed");
+        }
+        Done::Released { channel, reply: None }
+    };
+    flight.push(future.boxed());
 }
 
 /// The push that tells of a server-side subscription, and behind it, as one message, what was recovered.

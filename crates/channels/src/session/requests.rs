@@ -18,8 +18,8 @@ use super::flight::Done;
 use super::{Caller, Connected, Phase, Session, frame, method, time_to_live};
 use crate::error::Failure;
 use crate::{
-    ChannelKind, Compiled, HistoryQuery, NamespaceOptions, OperationError, Publish, Resolved, SubscriptionClaims,
-    TokenError,
+    ChannelKind, Compiled, HistoryQuery, NamespaceOptions, OperationError, Publish, Resolved, SubscribeOptions,
+    SubscriptionClaims, TokenError,
 };
 
 /// Payload bytes after which a page of history for a client ends.
@@ -178,16 +178,19 @@ impl Session {
         if let Some(flight) = &mut self.flight {
             flight.unblock(channel);
         }
-        let Phase::Connected(connected) = &mut self.phase else { return };
-        let result = outcome.and_then(|claims| {
-            let expire_at = claims.options.expire_at;
-            let (expires, ttl) = time_to_live(expire_at)?;
-            let subscription = connected.subscriptions.get_mut(channel).ok_or(ErrorCode::BAD_REQUEST)?;
-            subscription.expire_at = expire_at;
-            Ok(ReplyResult::SubRefresh(SubRefreshResult { expires, ttl, ..SubRefreshResult::default() }))
-        });
+        let result = outcome.and_then(|claims| self.extend_subscription(channel, claims.options));
         self.reply(id, Method::SubRefresh, result);
         self.schedule();
+    }
+
+    /// Takes over what a newer token of the same subscription grants.
+    fn extend_subscription(&mut self, channel: &str, options: SubscribeOptions) -> Result<ReplyResult, Failure> {
+        let Phase::Connected(connected) = &mut self.phase else { return Err(ErrorCode::INTERNAL.into()) };
+        let (expires, ttl) = time_to_live(options.expire_at)?;
+        let subscription = connected.subscriptions.get_mut(channel).ok_or(ErrorCode::BAD_REQUEST)?;
+        subscription.expire_at = options.expire_at;
+        self.adopt_channel_info(channel, options.info);
+        Ok(ReplyResult::SubRefresh(SubRefreshResult { expires, ttl, ..SubRefreshResult::default() }))
     }
 }
 

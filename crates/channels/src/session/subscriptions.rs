@@ -103,6 +103,13 @@ impl Seat {
         }
     }
 
+    /// What others see of the subscriber in this channel changed.
+    pub(super) fn describe(&mut self, info: Bytes) {
+        if let Some(visible) = &mut self.0 {
+            visible.info = info;
+        }
+    }
+
     /// Gives the seat up.
     pub(super) async fn vacate(mut self: Box<Self>) {
         if let Some(visible) = self.0.take() {

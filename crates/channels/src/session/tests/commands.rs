@@ -162,6 +162,24 @@ async fn a_subscription_is_refreshed_by_a_token_that_is_not_past() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_refreshed_subscription_shows_the_info_of_its_new_token() {
+    let node = node(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    let token = |info: &str| format!("anna;channel=log:a;info={info}");
+    let subscribe = SubscribeRequest { channel: "log:a".into(), token: token("1"), ..Default::default() };
+    client.call(Request::Subscribe(Box::new(subscribe))).await.unwrap();
+    for info in ["1", "2", ""] {
+        let refresh = SubRefreshRequest { channel: "log:a".into(), token: token(info), ..Default::default() };
+        client.call(Request::SubRefresh(refresh)).await.unwrap();
+        // Waits in line behind the presence entry.
+        client.publish("log:a", "0").await.unwrap();
+        assert_eq!(client.publication().await.info.unwrap().chan_info, info);
+        let members = node.presence("log:a").await.unwrap();
+        assert_eq!(members.iter().map(|member| &member.chan_info[..]).collect::<Vec<_>>(), [info.as_bytes()]);
+    }
+}
+
+#[tokio::test(start_paused = true)]
 async fn refresh_extends_and_another_user_is_refused() {
     let node = node(settings());
     let (mut client, _) = Client::connect_as(&node, &format!("anna;exp={}", unix_now() + 60)).await;
