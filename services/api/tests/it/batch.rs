@@ -75,3 +75,22 @@ async fn a_batch_that_cannot_be_answered_is_refused_whole() {
     }
     assert!(batch(&fixture, json!({ "commands": [] })).await.is_empty());
 }
+
+#[tokio::test]
+async fn a_batch_whose_replies_grow_too_long_carries_out_no_more() {
+    let fixture = fixture();
+    let payload = "x".repeat(60_000);
+    for _ in 0..100 {
+        fixture.done("publish", json!({ "channel": "log:a", "data": payload })).await;
+    }
+    // Six megabytes each: the sixth goes over 32 MiB.
+    let mut commands = vec![json!({ "history": { "channel": "log:a", "limit": -1 } }); 7];
+    commands.push(json!({ "publish": { "channel": "log:b", "data": 1 } }));
+    let replies = batch(&fixture, json!({ "commands": commands })).await;
+    assert!(replies[..6].iter().all(|reply| reply["history"]["publications"].as_array().unwrap().len() == 100));
+    for refused in &replies[6..] {
+        assert_eq!(refused["error"]["code"], 106, "{refused}");
+    }
+    let history = fixture.done("history", json!({ "channel": "log:b" })).await;
+    assert_eq!(history["offset"], 0, "what was refused was not carried out");
+}

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests say what they expect by unwrapping")]
 
 mod batch;
+mod body;
 mod client;
 mod fixture;
 mod health;

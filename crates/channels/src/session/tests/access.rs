@@ -130,6 +130,34 @@ async fn an_idempotency_key_holds_without_history_too() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn idempotency_keys_without_history_are_forgotten_for_newer_ones() {
+    let node = node(settings());
+    let mut client = Client::connect(&node).await;
+    client.subscribe("live:a", None).await.unwrap();
+    let publish = async |data: &str| {
+        let publish = Publish {
+            channel: "live:a".into(),
+            data: data.to_owned().into(),
+            idempotency_key: "first".into(),
+            skip_history: true,
+            ..Publish::default()
+        };
+        node.publish(publish).await.unwrap();
+    };
+    let newer = |keys: std::ops::Range<u64>| {
+        let now = node.uptime_ms();
+        keys.for_each(|key| node.announced.lock().insert((key, key), 0, now));
+    };
+    publish("1").await;
+    newer(1..1 << 16);
+    publish("2").await;
+    newer(1 << 16..(1 << 16) + 1);
+    publish("3").await;
+    assert_eq!(text(&client.publication().await), "1");
+    assert_eq!(text(&client.publication().await), "3");
+}
+
+#[tokio::test(start_paused = true)]
 async fn the_log_is_measured() {
     let node = node(settings());
     let mut client = Client::connect(&node).await;

@@ -249,6 +249,20 @@ fn publications_kept_for_those_who_are_joining() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn bytes_of_a_page_of_history_for_the_api() {
+    let mut settings = settings();
+    settings.channel.max_publication_size = crate::MAX_PUBLICATION_BYTES;
+    let node = node(settings);
+    let payload = format!("\"{}\"", "x".repeat(980_000));
+    for _ in 0..20 {
+        api_publish(&node, "log:a", &payload).await;
+    }
+    let query = crate::HistoryQuery { limit: -1, ..Default::default() };
+    // The page ends with the publication that takes it over 16 MiB.
+    assert_eq!(node.history("log:a", query).await.unwrap().publications.len(), 18);
+}
+
+#[tokio::test(start_paused = true)]
 async fn bytes_of_a_page_of_history() {
     let node = node(settings());
     let mut client = Client::connect(&node).await;

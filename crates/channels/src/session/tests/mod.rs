@@ -6,6 +6,7 @@ mod commands;
 mod joining;
 mod lost;
 mod recovery;
+mod refusing;
 mod server_side;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -28,7 +29,7 @@ use crate::{
     SubscriptionClaims, TokenError, Tokens, Work,
 };
 
-/// Grants what a token spells out: `user[;exp=unix seconds][;channel=name][;client=id][;subs=name,name]`. The signed
+/// Grants what a token spells out: `user[;exp=unix seconds][;channel=name][;client=id][;info=json][;subs=name,name]`. The signed
 /// kind is tested where it is made.
 struct Spelled;
 
@@ -62,7 +63,7 @@ impl Tokens for Spelled {
         let (user, fields) = Self::fields(token)?;
         let field = |name| fields.get(name).map(|value| (*value).to_owned()).unwrap_or_default();
         let expire_at = field("exp").parse().unwrap_or(0);
-        let options = SubscribeOptions { expire_at, ..SubscribeOptions::default() };
+        let options = SubscribeOptions { expire_at, info: field("info").into(), ..SubscribeOptions::default() };
         Ok(SubscriptionClaims { user, channel: field("channel"), client: field("client"), options })
     }
 }

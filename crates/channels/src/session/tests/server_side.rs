@@ -4,9 +4,9 @@ use bytes::Bytes;
 use plenum_protocol::codes::Unsubscribed;
 use plenum_protocol::{ConnectRequest, Disconnect, Encoding, PushEvent, ReplyResult, Request, SubscribeRequest};
 
-use super::{Client, api_publish, node, settings, text};
+use super::{Client, api_publish, node, open_namespace, settings, text};
 use crate::node::unix_now;
-use crate::{SubscribeOptions, Target};
+use crate::{NamespaceOptions, SubscribeOptions, Target};
 
 fn user(user: &str) -> Target {
     Target { user: user.into(), ..Target::default() }
@@ -74,6 +74,38 @@ async fn the_api_subscribes_and_unsubscribes() {
     client.idle(1).await;
     other.idle(1).await;
     assert!(client.inbox.is_empty() && other.inbox.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn joins_and_leaves_are_pushed_where_the_namespace_forces_it() {
+    for force_push_join_leave in [false, true] {
+        let mut settings = settings();
+        let namespace = NamespaceOptions { join_leave: true, force_push_join_leave, ..open_namespace("seen", 10) };
+        settings.channel.namespaces.push(namespace);
+        let node = node(settings);
+        let (mut by_token, _) = Client::connect_as(&node, "anna;subs=seen:a").await;
+        let (mut by_api, _) = Client::connect_as(&node, "bert").await;
+        node.subscribe(user("bert"), "seen:a", SubscribeOptions::default()).await.unwrap();
+        by_api.push().await;
+        by_api.idle(1).await;
+        by_token.idle(1).await;
+        by_api.inbox.clear();
+        by_token.inbox.clear();
+        let mut other = Client::connect(&node).await;
+        other.subscribe("seen:a", None).await.unwrap();
+        drop(other);
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        api_publish(&node, "seen:a", 1).await;
+        for client in [&mut by_token, &mut by_api] {
+            let events = [client.push().await.event];
+            if !force_push_join_leave {
+                assert!(matches!(events, [PushEvent::Publication(_)]), "{events:?}");
+                continue;
+            }
+            assert!(matches!(events, [PushEvent::Join(_)]), "{events:?}");
+            assert!(matches!(client.push().await.event, PushEvent::Leave(_)));
+        }
+    }
 }
 
 #[tokio::test(start_paused = true)]
