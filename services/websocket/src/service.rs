@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use http::header::{HeaderName, HeaderValue, RETRY_AFTER};
+use http::header::{HeaderName, HeaderValue, ORIGIN, RETRY_AFTER};
 use http::{Request, StatusCode};
 use hyper::body::Incoming;
 use hyper::upgrade::{OnUpgrade, Upgraded};
@@ -129,7 +129,8 @@ impl<D: Door> Websocket<D> {
         let config = &self.shared.config;
         if !config.allowed_origins.allow(request.headers()) {
             self.count(Handshake::Origin);
-            tracing::info!(%remote, origin = ?request.headers().get("origin"), "origin is not in client.allowed_origins");
+            let origin = request.headers().get(ORIGIN).and_then(|origin| origin.to_str().ok()).unwrap_or("(not ASCII)");
+            tracing::info!(%remote, %origin, "origin is not in client.allowed_origins");
             return text(StatusCode::FORBIDDEN, "origin not allowed\n");
         }
         let user = config.user_header.as_ref().and_then(|name| request.headers().get(name));
