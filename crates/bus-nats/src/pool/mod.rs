@@ -1,5 +1,7 @@
 //! A small pool of NATS connections for any number of channels. `docs/nats.md` describes it for operators.
 
+#[cfg(test)]
+mod access_tests;
 mod auth;
 mod config;
 mod connection;

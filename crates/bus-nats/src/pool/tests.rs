@@ -5,23 +5,23 @@ use std::time::{Duration, Instant};
 
 use futures_util::StreamExt;
 
-use super::{Credentials, EventKind, Pool, PoolConfig, PoolError, PoolEvent, Role, Tls, subscription_id};
+use super::{Credentials, EventKind, Pool, PoolConfig, PoolError, PoolEvent, Role, subscription_id};
 use crate::publish::{Outgoing, Publisher, PublisherConfig};
 use crate::testing::{ClusterOptions, NatsCluster, NatsServer, ServerOptions};
 
-const PATIENCE: Duration = Duration::from_secs(20);
+pub(super) const PATIENCE: Duration = Duration::from_secs(20);
 
-fn core() -> ServerOptions {
+pub(super) fn core() -> ServerOptions {
     ServerOptions { jetstream: false, ..ServerOptions::default() }
 }
 
-async fn open(config: PoolConfig) -> Arc<Pool> {
+pub(super) async fn open(config: PoolConfig) -> Arc<Pool> {
     let pool = Pool::connect(config).await.unwrap();
     pool.wait_ready(PATIENCE).await.unwrap();
     pool
 }
 
-async fn until(what: &str, mut condition: impl FnMut() -> bool) {
+pub(super) async fn until(what: &str, mut condition: impl FnMut() -> bool) {
     let started = Instant::now();
     while !condition() {
         assert!(started.elapsed() < PATIENCE, "{what}");
@@ -112,7 +112,7 @@ async fn a_pinned_key_moves_only_when_nothing_of_it_is_in_flight() {
 }
 
 #[tokio::test]
-async fn recycling_under_load_loses_no_message_and_no_order() {
+async fn recycling_and_reloading_under_load_lose_no_message_and_no_order() {
     let server = NatsServer::start().await.unwrap();
     let pool = open(PoolConfig { recycle_after: Duration::from_millis(300), ..PoolConfig::new([server.url()]) }).await;
     let context = async_nats::jetstream::new(pool.subscribing(0));
@@ -127,6 +127,11 @@ async fn recycling_under_load_loses_no_message_and_no_order() {
     let publisher = Arc::new(Publisher::new(pool.clone(), PublisherConfig::default(), move |_| {
         sink.store(true, Ordering::Relaxed)
     }));
+    let reload = {
+        let (pool, old) = (pool.clone(), pool.config());
+        let config = PoolConfig { connect_timeout: Duration::from_secs(4), publishing: 3, ..PoolConfig::clone(&old) };
+        tokio::spawn(async move { pool.reload(config).await })
+    };
     let started = Instant::now();
     let mut count = 0u64;
     while started.elapsed() < Duration::from_secs(4) {
@@ -138,6 +143,7 @@ async fn recycling_under_load_loses_no_message_and_no_order() {
         tokio::time::sleep(Duration::from_millis(1)).await;
     }
     assert!(publisher.settled(PATIENCE).await);
+    reload.await.unwrap().unwrap();
     assert!(!failures.load(Ordering::Relaxed));
     assert!(pool.stats().recycled >= 2, "{:?}", pool.stats().recycled);
     let mut seen = [0u64; 8];
@@ -301,80 +307,22 @@ async fn settings_are_reloaded_without_a_break() {
 }
 
 #[tokio::test]
-async fn tokens_and_nkeys_open_the_door() {
-    let key = nkeys::KeyPair::new_user();
-    let nkey = format!("authorization {{ users: [{{nkey: {}}}] }}", key.public_key());
-    let cases = [
-        ("authorization { token: s3cret }".to_owned(), Credentials::Token("s3cret".into())),
-        (nkey, Credentials::NKey(key.seed().unwrap())),
-    ];
-    for (settings, credentials) in cases {
-        let server = NatsServer::start_with(ServerOptions { settings, ..core() }).await.unwrap();
-        let denied = Pool::connect(PoolConfig::new([server.url()])).await.unwrap();
-        assert!(denied.wait_ready(Duration::from_millis(300)).await.is_err());
-        open(PoolConfig { credentials, ..PoolConfig::new([server.url()]) }).await;
-    }
-}
-
-#[tokio::test]
-async fn the_documented_permissions_are_enough() {
-    let settings = r#"authorization { users: [
-        {user: full, password: pw, permissions: {publish: ["p.probe.*"], subscribe: ["p.probe.*", "_INBOX_p.>"]}}
-        {user: less, password: pw, permissions: {publish: [">"], subscribe: ["_INBOX_p.>"]}}
-    ] }"#;
-    let server = NatsServer::start_with(ServerOptions { settings: settings.into(), ..core() }).await.unwrap();
-    let config = |user: &str| PoolConfig {
-        credentials: Credentials::UserPassword { user: user.into(), password: "pw".into() },
-        probe_subject: "p.probe".into(),
-        inbox_prefix: "_INBOX_p".into(),
-        probe_every: Duration::from_millis(20),
-        probe_timeout: Duration::from_millis(50),
-        ..PoolConfig::new([server.url()])
-    };
-    let pool = open(config("full")).await;
-    let mut events = pool.events();
+async fn requests_go_where_the_round_trip_is_short_until_it_is_busy() {
+    let servers = [NatsServer::start_with(core()).await.unwrap(), NatsServer::start_with(core()).await.unwrap()];
+    let slow = crate::testing::Proxy::start(servers[0].address()).await.unwrap();
+    slow.set_delay(Duration::from_millis(10));
+    let urls = [slow.address(), servers[1].address()];
+    let config =
+        PoolConfig { discover_servers: false, probe_every: Duration::from_millis(20), ..PoolConfig::new(urls) };
+    let pool = open(config).await;
     until("round trips are known", || pool.stats().connections.iter().all(|one| one.round_trip_ms.is_some())).await;
-    assert!(events.try_recv().is_err(), "nothing is refused");
-
-    let pool = open(config("less")).await;
-    until("probes fail", || pool.stats().connections.iter().all(|one| one.failed_probes > 5)).await;
-    assert!(pool.stats().connections.iter().all(|one| one.healthy && one.reconnects == 0), "and nothing else");
-}
-
-#[tokio::test]
-async fn tls_with_an_own_ca_and_a_client_certificate() {
-    use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
-    let folder = std::env::temp_dir().join(format!("plenum-nats-tls-{}", uuid::Uuid::new_v4().simple()));
-    std::fs::create_dir_all(&folder).unwrap();
-    let path = |name: &str| folder.join(name);
-    let write = |name: &str, text: String| std::fs::write(path(name), text).unwrap();
-    let ca_key = KeyPair::generate().unwrap();
-    let mut ca = CertificateParams::new(Vec::new()).unwrap();
-    ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
-    write("ca.pem", ca.self_signed(&ca_key).unwrap().pem());
-    let issuer = Issuer::new(ca, ca_key);
-    for name in ["server", "client"] {
-        let key = KeyPair::generate().unwrap();
-        let certificate = CertificateParams::new(vec!["localhost".into()]).unwrap().signed_by(&key, &issuer).unwrap();
-        write(&format!("{name}.pem"), certificate.pem());
-        write(&format!("{name}.key"), key.serialize_pem());
-    }
-    let settings = format!(
-        "tls {{ cert_file: {:?}, key_file: {:?}, ca_file: {:?}, verify: true }}",
-        path("server.pem"),
-        path("server.key"),
-        path("ca.pem")
-    );
-    let server = NatsServer::start_with(ServerOptions { settings, ..core() }).await.unwrap();
-    let tls = Tls { required: true, first: false, ca_file: Some(path("ca.pem")), client_files: None };
-    let url = server.url().replace("127.0.0.1", "localhost");
-    let config = PoolConfig { tls: tls.clone(), discover_servers: false, ..PoolConfig::new([url]) };
-    let without = Pool::connect(config.clone()).await.unwrap();
-    assert!(without.wait_ready(Duration::from_millis(500)).await.is_err(), "the server asks for a certificate");
-    let tls = Tls { client_files: Some((path("client.pem"), path("client.key"))), ..tls };
-    open(PoolConfig { tls, ..config.clone() }).await;
-    std::fs::remove_dir_all(&folder).unwrap();
-    assert!(matches!(Pool::connect(config).await, Err(PoolError::Credentials { .. })), "the CA file is gone");
+    let stats = pool.stats();
+    let near = |one: &&super::ConnectionStats| one.role == Role::Publishing && one.server == servers[1].address();
+    let fast = stats.connections.iter().find(near).expect("one connection goes there").connection;
+    assert!((0..20).all(|_| pool.any().connection() == fast));
+    let busy: Vec<_> = (0..2_000).map(|_| pool.any()).collect();
+    let elsewhere = busy.iter().filter(|one| one.connection() != fast).count();
+    assert!((1..1_000).contains(&elsewhere), "{elsewhere} of 2,000 go the long way");
 }
 
 #[tokio::test]
