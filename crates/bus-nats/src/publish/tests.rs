@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 use super::*;
 use crate::pool::{Pool, PoolConfig};
-use crate::testing::NatsServer;
+use crate::testing::{NatsCluster, NatsServer};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -127,4 +127,49 @@ async fn without_contact_nothing_is_sent_and_with_it_again_all_is() {
         assert!(started.elapsed() < PATIENCE);
     }
     assert_eq!(stored(&mut stream).await, 2, "what failed did not come later");
+}
+
+#[tokio::test]
+async fn a_killed_leader_costs_time_and_no_message() {
+    let mut cluster = NatsCluster::start().await.unwrap();
+    let pool = Pool::connect(PoolConfig::new(cluster.urls())).await.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    let stream = jetstream::stream::Config {
+        name: "S".into(),
+        subjects: vec!["s.*".into()],
+        num_replicas: 3,
+        ..Default::default()
+    };
+    let client = pool.subscribing(0);
+    let mut stream = jetstream::new(client.clone()).create_stream(stream).await.unwrap();
+    let config = PublisherConfig { ack_timeout: Duration::from_secs(1), ..PublisherConfig::default() };
+    let publisher = Publisher::new(pool, config, |_| {});
+    let (mut longest, mut failures) = (Duration::ZERO, 0);
+    for number in 0..400u64 {
+        if number == 200 {
+            let leader = cluster.stream_leader(&client, "S").await.unwrap();
+            cluster.kill(leader).unwrap();
+        }
+        let started = Instant::now();
+        let message = Outgoing::new("s.a", number.to_string()).message_id(&format!("id-{number}"));
+        while let Err(error) = publisher.publish_sync(message.clone()).await {
+            failures += 1;
+            assert!(started.elapsed() < Duration::from_secs(30), "{error}");
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+        longest = longest.max(started.elapsed());
+    }
+    println!("longest stall {longest:?}, {failures} tries failed");
+    let started = Instant::now();
+    let state = loop {
+        // Answers come from the new leader once it is known everywhere.
+        match stream.info().await {
+            Ok(info) => break info.state.clone(),
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{error}"),
+        }
+    };
+    assert_eq!((state.messages, state.last_sequence), (400, 400), "each once");
+    for sequence in [1, 200, 201, 202, 400] {
+        assert_eq!(stream.get_raw_message(sequence).await.unwrap().payload, (sequence - 1).to_string());
+    }
 }

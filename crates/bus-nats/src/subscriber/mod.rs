@@ -118,7 +118,7 @@ impl QueueConfig {
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct SubscriptionStats {
     /// Its subject, or the durable's name.
-    pub name: String,
+    pub source: String,
     /// Messages processed at a time, at most.
     pub workers: usize,
     /// Messages processed now.

@@ -143,7 +143,7 @@ impl Running {
         let (pending, pending_bytes) = self.inbox.size();
         let counts = &self.counts;
         SubscriptionStats {
-            name: self.name.clone(),
+            source: self.name.clone(),
             workers: self.workers,
             busy: self.busy.load(Ordering::Relaxed),
             pending,
