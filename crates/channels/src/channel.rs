@@ -6,11 +6,12 @@ use std::sync::atomic::AtomicUsize;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use plenum_protocol::PushEvent;
 use plenum_protocol::codes::Disconnect;
-use plenum_protocol::{Encoding, Publication, Push, PushEvent, Reply, encode, encode_publication};
 use plenum_telemetry::Metrics;
 use tokio::sync::OnceCell;
 
+use crate::burst::{Burst, Bursts, Frames, publication_frame};
 use crate::outbox::Mail;
 use crate::{Announcement, Entry, Live, LiveEvent, Outbox, Position};
 
@@ -186,30 +187,42 @@ impl Channel {
         state.members.len() - state.gone
     }
 
-    fn publication(&self, state: &mut State, entry: &Arc<Entry>) {
-        if entry.offset <= state.position.offset {
+    /// Hands a run of publications out. What a member gets of it is one message, so that a burst costs each member as
+    /// much as a single publication.
+    fn publications(&self, state: &mut State, run: &[&Arc<Entry>]) {
+        let mut fresh = Vec::with_capacity(run.len());
+        for &entry in run {
             // The log promises increasing offsets; what is older was delivered.
-            return;
+            if entry.offset > state.position.offset {
+                state.position.offset = entry.offset;
+                if let Some(recent) = &mut state.recent {
+                    recent.push(entry);
+                }
+                fresh.push(entry);
+            }
         }
-        state.position.offset = entry.offset;
-        self.metrics.publications_received.inc();
-        if let Some(recent) = &mut state.recent {
-            recent.push(entry);
-        }
-        let mut frames = Frames::default();
+        let (Some(first), Some(last)) = (fresh.first(), fresh.last()) else { return };
+        self.metrics.publications_received.inc_by(fresh.len() as u64);
+        let mut frames = Bursts::default();
         let mut delivered = 0;
-        for member in &mut state.members {
+        for member in &state.members {
             let Some(outbox) = &member.outbox else { continue };
-            if member.after >= entry.offset {
+            if member.after >= last.offset {
                 continue;
             }
-            match frames.publication(outbox.encoding(), &self.name, &entry.publication, state.shows_offsets) {
-                Some(frame) => outbox.push(frame),
-                None => outbox.close(Disconnect::INAPPROPRIATE_PROTOCOL),
+            if member.after < first.offset {
+                let burst = frames
+                    .get(outbox.encoding(), || Burst::new(outbox.encoding(), &self.name, &fresh, state.shows_offsets));
+                burst.push(outbox);
+                delivered += fresh.len();
+            } else {
+                // It has read ahead of the delivery: the rest is for it alone.
+                let rest = &fresh[fresh.partition_point(|entry| entry.offset <= member.after)..];
+                Burst::new(outbox.encoding(), &self.name, rest, state.shows_offsets).push(outbox);
+                delivered += rest.len();
             }
-            delivered += 1;
         }
-        self.metrics.publications_delivered.inc_by(delivered);
+        self.metrics.publications_delivered.inc_by(delivered as u64);
     }
 
     fn announcement(&self, state: &mut State, announcement: &Announcement) {
@@ -264,13 +277,20 @@ impl Channel {
 impl Live for Channel {
     fn deliver(&self, events: &[LiveEvent]) {
         let mut state = self.state.lock();
+        let mut run = Vec::new();
         for event in events {
+            if let LiveEvent::Publication(entry) = event {
+                run.push(entry);
+                continue;
+            }
+            self.publications(&mut state, &std::mem::take(&mut run));
             match event {
-                LiveEvent::Publication(entry) => self.publication(&mut state, entry),
+                LiveEvent::Publication(_) => {}
                 LiveEvent::Announcement(announcement) => self.announcement(&mut state, announcement),
                 LiveEvent::Lost { position } => self.lost(&mut state, position),
             }
         }
+        self.publications(&mut state, &run);
     }
 }
 
@@ -313,60 +333,6 @@ impl Recent {
             *self = Recent { after: entry.offset, ..Recent::default() };
         }
     }
-}
-
-/// One event, encoded at most once per encoding; `Some(None)`: cannot be encoded.
-#[derive(Default)]
-struct Frames {
-    json: Option<Option<Bytes>>,
-    protobuf: Option<Option<Bytes>>,
-}
-
-impl Frames {
-    fn slot(&mut self, encoding: Encoding) -> &mut Option<Option<Bytes>> {
-        match encoding {
-            Encoding::Json => &mut self.json,
-            Encoding::Protobuf => &mut self.protobuf,
-        }
-    }
-
-    fn publication(
-        &mut self,
-        encoding: Encoding,
-        channel: &str,
-        publication: &Publication,
-        shows_offset: bool,
-    ) -> Option<Bytes> {
-        self.slot(encoding)
-            .get_or_insert_with(|| publication_frame(encoding, channel, publication, shows_offset))
-            .clone()
-    }
-
-    fn event(&mut self, encoding: Encoding, channel: &str, event: impl FnOnce() -> PushEvent) -> Option<Bytes> {
-        self.slot(encoding).get_or_insert_with(|| push_frame(encoding, channel, event())).clone()
-    }
-}
-
-/// A publication push in one encoding; `None` when the payload does not fit the encoding.
-pub(crate) fn publication_frame(
-    encoding: Encoding,
-    channel: &str,
-    publication: &Publication,
-    shows_offset: bool,
-) -> Option<Bytes> {
-    let mut frame = Vec::with_capacity(publication.data.len() + channel.len() + 64);
-    let encoded = if shows_offset || publication.offset == 0 {
-        encode_publication(encoding, channel, publication, &mut frame)
-    } else {
-        encode_publication(encoding, channel, &Publication { offset: 0, ..publication.clone() }, &mut frame)
-    };
-    encoded.ok().map(|()| frame.into())
-}
-
-/// Any other push in one encoding.
-pub(crate) fn push_frame(encoding: Encoding, channel: &str, event: PushEvent) -> Option<Bytes> {
-    let mut frame = Vec::new();
-    encode(encoding, &Reply::Push(Push { channel: channel.to_owned(), event }), &mut frame).ok().map(|()| frame.into())
 }
 
 /// Ways to break the joining code, for the test that must notice them.

@@ -5,6 +5,7 @@
 //! [`Session`] and writes what its [`Outbox`] holds; a broker implements [`Log`], [`Presence`] and
 //! [`Control`]; the in-process implementations are in [`memory`].
 
+mod burst;
 mod channel;
 mod error;
 mod hub;

@@ -15,7 +15,8 @@ use tokio::time::Instant;
 
 use super::subscriptions::{CatchUp, Membership, Seat, Subscription};
 use super::{Caller, time_to_live};
-use crate::channel::{GoLive, MemberTraits, publication_frame};
+use crate::burst::publication_frame;
+use crate::channel::{GoLive, MemberTraits};
 use crate::error::Failure;
 use crate::{NamespaceOptions, OperationError, Page, Position, Read, RecoveryMode, Since, SubscribeOverrides};
 

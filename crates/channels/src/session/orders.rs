@@ -222,13 +222,7 @@ impl Session {
     /// Reads the next page for one subscription that has not caught up, if none is being read.
     pub(super) fn catch_up(&mut self) {
         let Phase::Connected(connected) = &self.phase else { return };
-        let Some((subscription, state)) = connected
-            .subscriptions
-            .iter()
-            .find_map(|subscription| subscription.catch_up.as_ref().map(|state| (subscription, state)))
-        else {
-            return;
-        };
+        let Some((subscription, state)) = connected.subscriptions.catching_up() else { return };
         let flight = self.flight.get_or_insert_default();
         if flight.catching_up {
             return;
@@ -238,7 +232,7 @@ impl Session {
             Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: connected.identity.clone() };
         let channel = subscription.membership.lease.channel().clone();
         let (member, namespace, state) =
-            (subscription.membership.member, subscription.namespace.clone(), state.as_ref().clone());
+            (subscription.membership.member, subscription.namespace.clone(), state.clone());
         let future = async move {
             let name = channel.name.clone();
             let outcome = catch_up(caller, channel, member, namespace, state).await;
@@ -257,7 +251,7 @@ impl Session {
             return;
         }
         match outcome {
-            CatchUpOutcome::Live => subscription.catch_up = None,
+            CatchUpOutcome::Live => connected.subscriptions.caught_up(channel),
             CatchUpOutcome::More(read) | CatchUpOutcome::Failed(read) => {
                 if let Some(state) = &mut subscription.catch_up {
                     state.read = read;

@@ -11,7 +11,11 @@ use crate::{Announcement, NamespaceOptions, Position, PresenceError};
 
 /// The subscriptions of one connection, few enough to be searched one by one.
 #[derive(Default)]
-pub(super) struct Subscriptions(Vec<Subscription>);
+pub(super) struct Subscriptions {
+    list: Vec<Subscription>,
+    /// How many of them have not caught up, so that nobody has to look while it is none.
+    catching_up: usize,
+}
 
 /// One subscription that the client knows of.
 pub(crate) struct Subscription {
@@ -159,35 +163,55 @@ impl Subscription {
 
 impl Subscriptions {
     pub(super) fn len(&self) -> usize {
-        self.0.len()
+        self.list.len()
     }
 
     pub(super) fn get(&self, channel: &str) -> Option<&Subscription> {
-        self.0.iter().find(|subscription| subscription.channel().as_ref() == channel)
+        self.list.iter().find(|subscription| subscription.channel().as_ref() == channel)
     }
 
     pub(super) fn get_mut(&mut self, channel: &str) -> Option<&mut Subscription> {
-        self.0.iter_mut().find(|subscription| subscription.channel().as_ref() == channel)
+        self.list.iter_mut().find(|subscription| subscription.channel().as_ref() == channel)
     }
 
     pub(super) fn insert(&mut self, subscription: Subscription) {
-        if self.0.is_empty() {
+        if self.list.is_empty() {
             // Most connections have one.
-            self.0.reserve_exact(1);
+            self.list.reserve_exact(1);
         }
-        self.0.push(subscription);
+        self.catching_up += usize::from(subscription.catch_up.is_some());
+        self.list.push(subscription);
     }
 
     pub(super) fn remove(&mut self, channel: &str) -> Option<Subscription> {
-        let index = self.0.iter().position(|subscription| subscription.channel().as_ref() == channel)?;
-        Some(self.0.swap_remove(index))
+        let index = self.list.iter().position(|subscription| subscription.channel().as_ref() == channel)?;
+        let subscription = self.list.swap_remove(index);
+        self.catching_up -= usize::from(subscription.catch_up.is_some());
+        Some(subscription)
+    }
+
+    /// One that has not caught up, if there is any.
+    pub(super) fn catching_up(&self) -> Option<(&Subscription, &CatchUp)> {
+        if self.catching_up == 0 {
+            return None;
+        }
+        self.list.iter().find_map(|subscription| Some((subscription, subscription.catch_up.as_deref()?)))
+    }
+
+    /// A subscription has caught up.
+    pub(super) fn caught_up(&mut self, channel: &str) {
+        if let Some(subscription) = self.get_mut(channel)
+            && subscription.catch_up.take().is_some()
+        {
+            self.catching_up -= 1;
+        }
     }
 
     pub(super) fn iter(&self) -> impl Iterator<Item = &Subscription> {
-        self.0.iter()
+        self.list.iter()
     }
 
     pub(super) fn iter_mut(&mut self) -> impl Iterator<Item = &mut Subscription> {
-        self.0.iter_mut()
+        self.list.iter_mut()
     }
 }
