@@ -19,11 +19,10 @@ fn binary() -> io::Result<PathBuf> {
     if let Some(path) = std::env::var_os("PLENUM_TEST_NATS_SERVER") {
         return Ok(path.into());
     }
-    let tools = concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools");
-    let installed = ["nats/nats-server", "bin/nats-server"].map(|name| PathBuf::from(tools).join(name));
+    let installed = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../.tools/nats/nats-server"));
     let path = std::env::var_os("PATH").unwrap_or_default();
     let on_path = std::env::split_paths(&path).map(|folder| folder.join("nats-server"));
-    installed.into_iter().chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {
+    std::iter::once(installed).chain(on_path).find(|candidate| candidate.is_file()).ok_or_else(|| {
         io::Error::new(
             io::ErrorKind::NotFound,
             "no nats-server: run `deploy/tools/install nats` or set PLENUM_TEST_NATS_SERVER",
