@@ -60,6 +60,8 @@ pub(super) struct Request {
     pub keyed: bool,
     pub nonce: Option<u128>,
     pub expected: Option<u64>,
+    /// When the caller made it.
+    pub called: Instant,
     pub reply: oneshot::Sender<Result<Appended, AppendError>>,
 }
 
@@ -98,7 +100,6 @@ enum State {
 struct Op {
     request: Request,
     number: u64,
-    started: Instant,
     /// The stream of the first attempt: no id is tried in another one.
     stream: Option<String>,
     attempts: u32,
@@ -152,6 +153,8 @@ struct Lane {
     client: Held,
     /// When the connection was taken.
     held_since: Instant,
+    /// How often it had been made; when it is made anew, what was in flight is lost or stored unheard.
+    connects: u64,
     inbox: String,
     answers: Option<Subscriber>,
 }
@@ -176,6 +179,7 @@ impl Lane {
             moved: now,
             client,
             held_since: now,
+            connects: 0,
             inbox,
             answers: None,
         }
@@ -213,6 +217,7 @@ impl Lane {
     async fn listen(&mut self) {
         self.client = self.links.pinned(self.number);
         self.held_since = Instant::now();
+        self.connects = self.client.statistics().connects.load(Ordering::Relaxed);
         self.inbox = self.client.new_inbox();
         let subscribe = self.client.subscribe(format!("{}.*", self.inbox));
         match timeout(ATTEMPT_TIMEOUT, subscribe).await {
@@ -226,7 +231,6 @@ impl Lane {
         let op = Op {
             request,
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
-            started: Instant::now(),
             stream: None,
             attempts: 0,
             state: State::Waits,
@@ -278,7 +282,9 @@ impl Lane {
             }
             let op = &mut line.ops[next];
             let current = op.request.shard.current();
-            if op.stream.get_or_insert_with(|| current.stream.clone()) != &current.stream {
+            let elsewhere = op.stream.get_or_insert_with(|| current.stream.clone()) != &current.stream;
+            // After a long sleep of this process the caller has been told that nobody knows.
+            if elsewhere || op.request.called.elapsed() > self.patience {
                 if let Some(op) = line.ops.remove(next) {
                     finish_unanswered(op);
                 }
@@ -301,10 +307,14 @@ impl Lane {
                 true => "nobody.listens.here".into(),
                 false => subject,
             };
-            let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+            let number = op.number;
             // The queue of a connection that is away fills up; what did not get in was certainly not stored.
-            if !matches!(timeout(ATTEMPT_TIMEOUT, publish).await, Ok(Ok(()))) {
-                let number = op.number;
+            let sent = {
+                let publish = self.client.publish_with_reply_and_headers(subject, reply, headers, payload);
+                let connected = self.client.connection_state() == async_nats::connection::State::Connected;
+                connected && matches!(timeout(ATTEMPT_TIMEOUT, publish).await, Ok(Ok(())))
+            };
+            if !sent {
                 self.failed(number, "the connection takes nothing".into(), false);
             }
         }
@@ -373,7 +383,7 @@ impl Lane {
             line.recovering = Some(Instant::now());
         }
         let current = op.request.shard.current();
-        if current.stream != ack.stream || op.started.elapsed() > TOO_LATE {
+        if current.stream != ack.stream || op.request.called.elapsed() > TOO_LATE {
             finish(op, Err(AppendError::Indeterminate));
             return;
         }
@@ -492,13 +502,17 @@ impl Lane {
     /// What stays without an answer, what was tried long enough, what may go on.
     async fn check_time(&mut self) {
         let now = Instant::now();
+        let connects = self.client.statistics().connects.load(Ordering::Relaxed);
+        let broken =
+            connects != self.connects || self.client.connection_state() != async_nats::connection::State::Connected;
+        self.connects = connects;
         let (mut silent, mut due, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for (channel, line) in &self.lines {
             for op in &line.ops {
                 match op.state {
-                    State::InFlight(since) if now - since > ATTEMPT_TIMEOUT => silent.push(op.number),
+                    State::InFlight(since) if broken || now - since > ATTEMPT_TIMEOUT => silent.push(op.number),
                     State::InFlight(_) => {}
-                    _ if op.started.elapsed() > self.patience || op.overtaken_by.is_some() => {
+                    _ if op.request.called.elapsed() > self.patience || op.overtaken_by.is_some() => {
                         over.push((op.number, channel.clone()));
                     }
                     _ => {}

@@ -3,6 +3,7 @@
 //! A worker never waits for the network: joins, gap reads and verifications run beside it as jobs, while live messages of
 //! that channel wait in its [`Chain`] within bounds. So the reader of a connection is never blocked.
 
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -352,8 +353,8 @@ impl Worker {
         for reply in channel.waiting.drain(..) {
             let _ = reply.send(Ok(position.clone()));
         }
-        if again && channel.sink.active.load(Ordering::SeqCst) {
-            channel.sink.live.deliver(&[LiveEvent::Lost { position }]);
+        if again {
+            hand_over(channel, &[LiveEvent::Lost { position }]);
         }
         channel.chain.joined(joined.last, joined.through, &mut self.out);
         let required = channel.tracked.required.load(Ordering::SeqCst);
@@ -431,9 +432,7 @@ impl Worker {
 
     fn announce(&self, id: u64, announcement: Announcement) {
         let Some(channel) = self.channels.get(&id) else { return };
-        if channel.sink.active.load(Ordering::SeqCst) {
-            channel.sink.live.deliver(&[LiveEvent::Announcement(Arc::new(announcement))]);
-        }
+        hand_over(channel, &[LiveEvent::Announcement(Arc::new(announcement))]);
     }
 
     /// Does what the chain decided.
@@ -453,8 +452,8 @@ impl Worker {
             }
         }
         channel.tracked.last.store(channel.chain.last(), Ordering::SeqCst);
-        if !events.is_empty() && channel.sink.active.load(Ordering::SeqCst) {
-            channel.sink.live.deliver(&events);
+        if !events.is_empty() {
+            hand_over(channel, &events);
         }
     }
 
@@ -509,6 +508,17 @@ impl Worker {
             let channel = &self.channels[&id];
             self.start_join(channel, id, channel.subscription.is_none());
         }
+    }
+}
+
+/// Gives events to the subscriber. One that panics loses them, and nobody else does.
+fn hand_over(channel: &Channel, events: &[LiveEvent]) {
+    if !channel.sink.active.load(Ordering::SeqCst) {
+        return;
+    }
+    let deliver = AssertUnwindSafe(|| channel.sink.live.deliver(events));
+    if std::panic::catch_unwind(deliver).is_err() {
+        tracing::error!(events = events.len(), "a subscriber panicked; it has lost these events");
     }
 }
 

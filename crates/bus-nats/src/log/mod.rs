@@ -176,6 +176,7 @@ impl NatsLog {
             payload,
             nonce,
             expected: append.expected,
+            called: Instant::now(),
             reply,
         };
         Ok((request, result))
@@ -249,10 +250,18 @@ impl Log for NatsLog {
             let mut sinks = self.sinks.lock();
             sinks.insert(channel.clone(), sink.clone());
             let shard = self.shard(&channel).clone();
-            self.workers.send(&channel, Command::Subscribe { channel: channel.clone(), shard, sink, reply });
+            self.workers
+                .send(&channel, Command::Subscribe { channel: channel.clone(), shard, sink: sink.clone(), reply });
         }
         let gone = || ReadError::Unavailable { reason: "the log has ended".into() };
-        result.await.unwrap_or_else(|_| Err(gone()))
+        let result = result.await.unwrap_or_else(|_| Err(gone()));
+        if result.is_err() {
+            let mut sinks = self.sinks.lock();
+            if sinks.get(&channel).is_some_and(|known| Arc::ptr_eq(known, &sink)) {
+                sinks.remove(&channel);
+            }
+        }
+        result
     }
 
     fn unsubscribe(&self, channel: &str) {

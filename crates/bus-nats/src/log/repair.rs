@@ -5,10 +5,10 @@ use std::time::Duration;
 
 use async_nats::Client;
 use hashbrown::HashMap;
-use tokio::time::sleep;
+use tokio::time::{sleep, timeout};
 
 use super::chain::{Filled, Gap};
-use super::jetstream::{RequestError, Stored, get_batch};
+use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch};
 use super::links::Links;
 use super::live::Joined;
 use super::names::Kind;
@@ -33,8 +33,11 @@ pub(super) async fn join(
     subscribe: bool,
 ) -> Result<Joined, RequestError> {
     let subscriber = if subscribe {
-        let subscribed = client.subscribe(shard.names.live(channel)).await;
-        Some(subscribed.map_err(|_| RequestError::Unavailable("the connection is closed"))?)
+        let subscribe = timeout(REQUEST_TIMEOUT, client.subscribe(shard.names.live(channel)));
+        match subscribe.await {
+            Ok(Ok(subscriber)) => Some(subscriber),
+            _ => return Err(RequestError::Unavailable("the connection takes nothing")),
+        }
     } else {
         None
     };

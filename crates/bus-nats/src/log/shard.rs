@@ -26,6 +26,9 @@ pub(super) const READ_PATIENCE: Duration = Duration::from_secs(5);
 /// Clocks of servers may differ by this much.
 pub(super) const CLOCK_MARGIN_MS: u64 = 60_000;
 
+/// Most that one tick sets the stream's clock back.
+const MAX_SET_BACK_MS: u64 = 2_000;
+
 /// Most sequences noted for the next tick.
 const MAX_KNOWN: usize = 400_000;
 
@@ -171,12 +174,16 @@ impl Shard {
         self.ticks.lock().chain
     }
 
-    /// A tick, stored at `time_ms`, was taken in now.
+    /// A tick, stored at `time_ms`, came live just now.
     pub fn alive(&self, time_ms: u64, writer: u64) {
         let mut ticks = self.ticks.lock();
-        ticks.before_ms = if ticks.any { ticks.newest_ms } else { 0 };
-        ticks.newest_ms = time_ms;
-        ticks.received = Instant::now();
+        let now = Instant::now();
+        // One that was long on its way sets the clock back a little only.
+        let estimate = ticks.newest_ms + now.duration_since(ticks.received).as_millis() as u64;
+        let least = if ticks.any { estimate.saturating_sub(MAX_SET_BACK_MS) } else { 0 };
+        ticks.before_ms = if ticks.any { ticks.newest_ms.min(time_ms) } else { 0 };
+        ticks.newest_ms = time_ms.max(least);
+        ticks.received = now;
         ticks.any = true;
         ticks.writer = writer;
         drop(ticks);

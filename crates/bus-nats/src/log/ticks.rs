@@ -143,13 +143,18 @@ impl Ticker {
             self.shard.suspect.notify_one();
             return;
         }
-        if self.take(&stored) == Some(Link::Missing) {
+        if self.take(&stored, true) == Some(Link::Missing) {
             self.catch_up().await;
+            // The one that came live is the newest sign of life.
+            self.take(&stored, true);
+            if let Some(digest) = Digest::decode(stored.payload.clone()) {
+                self.shard.alive(stored.time_ms, digest.writer);
+            }
         }
     }
 
-    /// Takes a tick in if it is the next one.
-    fn take(&self, stored: &Stored) -> Option<Link> {
+    /// Takes a tick in if it is the next one. Only one that came `live` says that the stream is alive.
+    fn take(&self, stored: &Stored, live: bool) -> Option<Link> {
         let digest = Digest::decode(stored.payload.clone())?;
         self.shard.see(&stored.stream, stored.seq);
         let mut probe = self.shard.chain();
@@ -167,7 +172,9 @@ impl Ticker {
             if digest.writer != self.writer {
                 self.shard.forget_known();
             }
-            self.shard.alive(stored.time_ms, digest.writer);
+            if live {
+                self.shard.alive(stored.time_ms, digest.writer);
+            }
         }
         Some(link)
     }
@@ -181,7 +188,7 @@ impl Ticker {
                 return;
             };
             for stored in &ticks {
-                if self.take(stored) == Some(Link::Missing)
+                if self.take(stored, false) == Some(Link::Missing)
                     && let Some(digest) = Digest::decode(stored.payload.clone())
                 {
                     self.workers.verify_shard(&self.shard, self.shard.chain().through);
@@ -189,7 +196,6 @@ impl Ticker {
                         chain.newest = stored.seq;
                         chain.through = digest.through;
                     });
-                    self.shard.alive(stored.time_ms, digest.writer);
                 }
             }
             if ticks.len() < 64 {

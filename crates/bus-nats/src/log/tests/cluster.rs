@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use plenum_channels::Log;
 
-use super::servers::{Witness, config, faulty, pool, prefix, publish, replica, request};
+use super::servers::{Witness, config, faulty, pool, prefix, publish, replica};
 use crate::log::faults::Faults;
 use crate::log::{Held, Links, NatsLog, PoolLinks};
 use crate::testing::NatsCluster;
@@ -122,62 +122,4 @@ async fn reads_are_never_older_than_what_was_delivered() {
     eprintln!("stale reads of 5: {} without the rule, {} with it", stale[0], stale[1]);
     assert_eq!(stale[1], 0);
     assert!(stale[0] > 0, "the schedule was not reproduced");
-}
-
-/// The leader of every shard's stream dies in turn under load: nothing acknowledged is missing, doubled or out of order.
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn killed_leaders_lose_nothing() {
-    const CHANNELS: usize = 8;
-    let mut cluster = NatsCluster::start().await.unwrap();
-    let prefix = prefix();
-    let publisher = replica(cluster.urls(), config(&prefix, 3)).await;
-    let reader = replica(cluster.urls(), config(&prefix, 3)).await;
-    let mut witnesses = Vec::new();
-    for channel in 0..CHANNELS {
-        witnesses.push(Witness::on(&reader, &format!("channel {channel}")).await);
-    }
-    let stop = Arc::new(std::sync::atomic::AtomicBool::new(false));
-    let publish_on = |channel: usize| {
-        let (log, stop) = (publisher.clone(), stop.clone());
-        tokio::spawn(async move {
-            let (mut acknowledged, mut refused, mut longest) = (Vec::new(), 0, Duration::ZERO);
-            while !stop.load(Ordering::SeqCst) {
-                let start = Instant::now();
-                let text = acknowledged.len().to_string();
-                match log.append(request(&format!("channel {channel}"), text)).await {
-                    Ok(appended) => acknowledged.push(appended.position.offset),
-                    Err(_) => refused += 1,
-                }
-                longest = longest.max(start.elapsed());
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-            (acknowledged, refused, longest)
-        })
-    };
-    let publishers: Vec<_> = (0..CHANNELS).map(publish_on).collect();
-    tokio::time::sleep(Duration::from_secs(1)).await;
-    let client = {
-        let stream = publisher.shard("channel 0").current().stream.clone();
-        let any = async_nats::ConnectOptions::new().connect(cluster.urls()).await.unwrap();
-        let leader = cluster.stream_leader(&any, &stream).await.unwrap();
-        cluster.kill(leader).unwrap();
-        leader
-    };
-    tokio::time::sleep(Duration::from_secs(10)).await;
-    cluster.restart(client).await.unwrap();
-    tokio::time::sleep(Duration::from_secs(2)).await;
-    stop.store(true, Ordering::SeqCst);
-    let mut stall = Duration::ZERO;
-    let (mut total, mut failed) = (0, 0);
-    for (witness, publisher) in witnesses.iter().zip(publishers) {
-        let (acknowledged, refused, longest) = publisher.await.unwrap();
-        assert!(witness.gets(*acknowledged.last().unwrap(), PATIENCE).await, "the last one never came");
-        let got = witness.offsets();
-        assert!(got.is_sorted_by(|a, b| a < b), "doubled or out of order");
-        let missing: Vec<_> = acknowledged.iter().filter(|offset| !got.contains(offset)).collect();
-        assert!(missing.is_empty() && witness.losses().is_empty(), "missing {missing:?}, told {:?}", witness.losses());
-        (total, failed, stall) = (total + acknowledged.len(), failed + refused, stall.max(longest));
-    }
-    eprintln!("leader killed: {total} acknowledged, {failed} refused, longest append {stall:?}, nothing missing");
-    assert_eq!(failed, 0, "retried under the same id until the election was over");
 }

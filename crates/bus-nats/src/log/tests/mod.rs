@@ -4,6 +4,7 @@
 
 mod appending;
 mod cluster;
+mod cluster_faults;
 mod conformance;
 mod incarnations;
 mod repair;
