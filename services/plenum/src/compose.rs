@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use http::{Request, StatusCode};
+use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use plenum_api::{Api, ApiConfig, ErrorMode, Keys, Operations, OperationsConfig, OperationsParts, Page};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
@@ -18,6 +18,9 @@ use plenum_websocket::{Origins, Websocket, WebsocketConfig};
 
 use crate::config::{self, Config, HttpServer, TlsSection};
 use crate::nats::Nats;
+
+/// Path of the report on what the connections to NATS use.
+const REPORT: &str = "/report";
 
 /// A server with its ports bound, not yet serving.
 pub struct App {
@@ -61,7 +64,7 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
     let metrics = Metrics::new()?;
     let name = node_name(config);
     let nats = match config.nats.enabled() {
-        true => Some(Nats::open(config, &name).await.context("nats")?),
+        true => Some(Nats::open(config, &name, &metrics).await.context("nats")?),
         false => None,
     };
     let (log, control): (Arc<dyn Log>, Arc<dyn Control>) = match &nats {
@@ -282,7 +285,10 @@ impl Services {
         if self.operations.owns(path) {
             return self.operations.route(request).await;
         }
-        not_found()
+        match &self.nats {
+            Some(nats) if path == REPORT && request.method() == Method::GET => text(StatusCode::OK, nats.report()),
+            _ => not_found(),
+        }
     }
 
     fn owns_api(&self, path: &str) -> bool {

@@ -22,6 +22,7 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    user: Signal,
 }
 
 /// What a signal asks for.
@@ -29,6 +30,7 @@ struct Signals {
 enum Told {
     End,
     Reload,
+    Report,
 }
 
 impl Signals {
@@ -38,6 +40,7 @@ impl Signals {
             terminate: on(SignalKind::terminate())?,
             interrupt: on(SignalKind::interrupt())?,
             hangup: on(SignalKind::hangup())?,
+            user: on(SignalKind::user_defined1())?,
         })
     }
 
@@ -46,6 +49,7 @@ impl Signals {
             _ = self.terminate.recv() => Told::End,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hangup.recv() => Told::Reload,
+            _ = self.user.recv() => Told::Report,
         }
     }
 
@@ -55,7 +59,7 @@ impl Signals {
 }
 
 /// Serves until SIGTERM or SIGINT, then ends within `shutdown.timeout`; a second one ends it at once. SIGHUP reads the
-/// configuration again. Losing NATS is no end; contradicting what a NATS cluster holds is one, with an error.
+/// configuration again, SIGUSR1 writes a report to the log. Losing NATS is no end; contradicting what a NATS cluster holds is one, with an error.
 pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let mut refused = app.nats.as_ref().map(|nats| nats.start(&config));
@@ -64,6 +68,7 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
         tokio::select! {
             told = signals.next() => match told {
                 Told::Reload => reload(&running, &mut config, role, sources).await,
+                Told::Report => running.report(),
                 Told::End => break,
             },
             error = ended(&mut refused) => {
@@ -111,6 +116,14 @@ impl Running {
         // Timers and leases; ends with the node.
         node.start();
         Self { node, websocket, services, nats, public, internal, servers }
+    }
+
+    /// Writes to the log what the connections to NATS use.
+    fn report(&self) {
+        match &self.nats {
+            Some(nats) => nats.log_report(),
+            None => tracing::info!("there is no report without NATS: see the metrics"),
+        }
     }
 
     /// Takes no new connections, closes those that are open so that their clients come back, and waits for the rest.

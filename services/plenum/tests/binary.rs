@@ -1,138 +1,15 @@
 //! The built binary as its users run it: command line, refusals, signals, reloading.
 #![allow(clippy::unwrap_used)] // a test says what it expects by unwrapping
 
+mod common;
+
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::PathBuf;
-use std::process::{Child, Command, Output, Stdio};
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Mutex};
-use std::time::{Duration, Instant};
+use std::process::Stdio;
 
+use common::{DEADLINE, Folder, Server, output, plenum};
 use futures_util::{SinkExt, StreamExt};
 use tokio_tungstenite::tungstenite::Message;
-
-const DEADLINE: Duration = Duration::from_secs(20);
-
-fn plenum(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_plenum"));
-    command.args(arguments);
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("PLENUM_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn output(arguments: &[&str]) -> (Option<i32>, String, String) {
-    let Output { status, stdout, stderr } = plenum(arguments).output().unwrap();
-    (status.code(), String::from_utf8(stdout).unwrap(), String::from_utf8(stderr).unwrap())
-}
-
-/// A folder that goes with the test.
-struct Folder(PathBuf);
-
-impl Folder {
-    fn new() -> Self {
-        static NEXT: AtomicU32 = AtomicU32::new(0);
-        let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let folder = std::env::temp_dir().join(format!("plenum-binary-{}-{number}", std::process::id()));
-        std::fs::create_dir_all(&folder).unwrap();
-        Self(folder)
-    }
-
-    fn write(&self, name: &str, text: &str) -> String {
-        let path = self.0.join(name);
-        std::fs::write(&path, text).unwrap();
-        path.to_str().unwrap().to_owned()
-    }
-}
-
-impl Drop for Folder {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
-}
-
-/// A running server; killed when the test ends early.
-struct Server {
-    child: Child,
-    address: String,
-    log: Arc<Mutex<String>>,
-}
-
-impl Server {
-    /// Starts `plenum serve` on a free port and waits until it says where it listens.
-    fn start(arguments: &[&str]) -> Self {
-        let mut command = plenum(&["serve", "--address", "127.0.0.1", "--port", "0", "--log-format", "json"]);
-        let mut child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
-        let lines = BufReader::new(child.stderr.take().unwrap()).lines();
-        let log = Arc::new(Mutex::new(String::new()));
-        let shared = log.clone();
-        std::thread::spawn(move || {
-            for line in lines.map_while(Result::ok) {
-                let mut log = shared.lock().unwrap();
-                log.push_str(&line);
-                log.push('\n');
-            }
-        });
-        let mut server = Self { child, address: String::new(), log };
-        server.address = server.logged("\"serving\"", |line| {
-            let (_, rest) = line.split_once("\"address\":\"")?;
-            Some(rest.split_once('"')?.0.to_owned())
-        });
-        server
-    }
-
-    /// Waits for a line of the log that holds `text` and yields something.
-    fn logged<T>(&self, text: &str, find: impl Fn(&str) -> Option<T>) -> T {
-        let end = Instant::now() + DEADLINE;
-        loop {
-            let log = self.log.lock().unwrap().clone();
-            if let Some(found) = log.lines().filter(|line| line.contains(text)).find_map(&find) {
-                return found;
-            }
-            assert!(Instant::now() < end, "no {text} in the log:\n{log}");
-            std::thread::sleep(Duration::from_millis(5));
-        }
-    }
-
-    fn signal(&self, name: &str) {
-        let status = Command::new("kill").args([&format!("-{name}"), &self.child.id().to_string()]).status();
-        assert!(status.unwrap().success());
-    }
-
-    /// Status code of an API call.
-    fn info(&self, key: &str) -> u16 {
-        let mut stream = TcpStream::connect(&self.address).unwrap();
-        let request = format!(
-            "POST /api/info HTTP/1.1\r\nhost: x\r\nx-api-key: {key}\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{{}}"
-        );
-        stream.write_all(request.as_bytes()).unwrap();
-        let mut reply = String::new();
-        stream.read_to_string(&mut reply).unwrap();
-        reply.split(' ').nth(1).and_then(|code| code.parse().ok()).unwrap_or_else(|| panic!("{reply}"))
-    }
-
-    fn wait(&mut self) -> Option<i32> {
-        let end = Instant::now() + DEADLINE;
-        while Instant::now() < end {
-            if let Some(status) = self.child.try_wait().unwrap() {
-                return status.code();
-            }
-            std::thread::sleep(Duration::from_millis(5));
-        }
-        panic!("the server did not end:\n{}", self.log.lock().unwrap());
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
 
 #[test]
 fn roles_that_need_nats_say_so() {

@@ -10,7 +10,9 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
 use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
-use plenum_bus_nats::pool::{Pool, PoolConfig};
+use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig};
+use plenum_bus_nats::report::{Limits, Reporter};
+use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
@@ -35,6 +37,7 @@ pub struct Nats {
     /// The port, usable from the start.
     pub control: Arc<DeferredControl>,
     placement: Placement,
+    reporter: Reporter,
     parts: OnceLock<Started>,
     /// Why the log could not be set up at the last attempt.
     trouble: ArcSwap<Option<String>>,
@@ -48,9 +51,14 @@ struct Started {
 
 impl Nats {
     /// Opens the pool. No server needs to be there; fails on settings that can never work.
-    pub async fn open(config: &Config, name: &str) -> anyhow::Result<Arc<Self>> {
+    pub async fn open(config: &Config, name: &str, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
+        let pool = Pool::connect(settings::pool(&config.nats, name)?).await?;
+        metrics.register(Box::new(PoolCollector::new(&pool)?))?;
+        let reporter = Reporter::new(Limits::default());
+        reporter.add_pool("nats", &pool);
         Ok(Arc::new(Self {
-            pool: Pool::connect(settings::pool(&config.nats, name)?).await?,
+            pool,
+            reporter,
             name: name.to_owned(),
             log: Arc::default(),
             control: Arc::default(),
@@ -104,6 +112,16 @@ impl Nats {
         // Set once: begin is not called again after it.
         let _ = self.parts.set(Started { log, control });
         Ok(())
+    }
+
+    /// What the pool uses, with warnings against limits, as JSON.
+    pub fn report(&self) -> String {
+        serde_json::to_string_pretty(&self.reporter.report()).unwrap_or_default()
+    }
+
+    /// Writes the report to the log.
+    pub fn log_report(&self) {
+        self.reporter.log();
     }
 
     /// Whether there was contact and the log is usable since.
