@@ -1,6 +1,7 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use super::server::again_if_taken;
 use super::{NatsServer, Proxy, ServerOptions, free_port};
 
 /// How a cluster differs from a plain one of three with JetStream.
@@ -28,6 +29,7 @@ pub struct NatsCluster {
     pub servers: Vec<NatsServer>,
     /// Of each pair `(lower, higher)` of members, when routes are proxied.
     routes: Vec<((usize, usize), Proxy)>,
+    jetstream: bool,
 }
 
 impl NatsCluster {
@@ -43,6 +45,10 @@ impl NatsCluster {
 
     /// Starts a cluster and waits until all members are ready.
     pub async fn start_with(options: ClusterOptions) -> io::Result<Self> {
+        again_if_taken(async || Self::try_start(&options).await).await
+    }
+
+    async fn try_start(options: &ClusterOptions) -> io::Result<Self> {
         let ports = (0..options.size).map(|_| free_port()).collect::<io::Result<Vec<u16>>>()?;
         let mut routes = Vec::new();
         if options.proxied_routes {
@@ -52,9 +58,9 @@ impl NatsCluster {
                 }
             }
         }
-        let mut cluster = NatsCluster { servers: Vec::new(), routes };
+        let mut cluster = NatsCluster { servers: Vec::new(), routes, jetstream: options.server.jetstream };
         for member in 0..options.size {
-            let block = cluster.block(member, &ports, &options);
+            let block = cluster.block(member, &ports, options);
             cluster.servers.push(NatsServer::prepare(&format!("n{member}"), &options.server, &block)?);
         }
         for server in &mut cluster.servers {
@@ -97,7 +103,33 @@ impl NatsCluster {
         for server in self.servers.iter_mut().filter(|server| server.pid().is_some()) {
             server.ready(deadline.saturating_sub(started.elapsed())).await?;
         }
+        while self.jetstream && !self.led().await {
+            if started.elapsed() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, "the members have no common leader"));
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
         Ok(())
+    }
+
+    /// Whether all members that run name the same leader of the cluster's own state, and it hears all that run.
+    async fn led(&self) -> bool {
+        let mut names = Vec::new();
+        let mut heard = 0;
+        let running = || self.servers.iter().filter(|server| server.pid().is_some());
+        for server in running() {
+            let answer = server.monitor("/jsz").await.unwrap_or_default();
+            let body = answer.split_once("\r\n\r\n").map_or("", |(_, body)| body);
+            let meta = serde_json::from_str(body).unwrap_or(serde_json::Value::Null)["meta_cluster"].take();
+            let Some(leader) = meta["leader"].as_str().filter(|leader| !leader.is_empty()) else { return false };
+            if leader == server.name() {
+                let replicas = meta["replicas"].as_array().map_or(&[][..], Vec::as_slice);
+                heard = 1 + replicas.iter().filter(|one| one["current"] == true && one["offline"] != true).count();
+            }
+            names.push(leader.to_owned());
+        }
+        names.dedup();
+        names.len() == 1 && heard >= running().count()
     }
 
     /// Addresses of all members.

@@ -50,10 +50,13 @@ impl NatsServer {
 
     /// Starts a single server and waits until it is ready.
     pub async fn start_with(options: ServerOptions) -> io::Result<Self> {
-        let mut server = Self::prepare("single", &options, "")?;
-        server.launch()?;
-        server.ready(PATIENCE).await?;
-        Ok(server)
+        again_if_taken(async || {
+            let mut server = Self::prepare("single", &options, "")?;
+            server.launch()?;
+            server.ready(PATIENCE).await?;
+            Ok(server)
+        })
+        .await
     }
 
     /// Writes the configuration of a server that is not started yet.
@@ -230,6 +233,17 @@ impl Drop for NatsServer {
         let _ = self.kill();
         let _ = remove(&self.folder);
     }
+}
+
+/// A port that was free may be taken by another test before the server has it: then with other ports, a few times.
+pub(super) async fn again_if_taken<T>(start: impl AsyncFn() -> io::Result<T>) -> io::Result<T> {
+    for _ in 0..3 {
+        match start().await {
+            Err(error) if error.to_string().contains("address already in use") => {}
+            outcome => return outcome,
+        }
+    }
+    start().await
 }
 
 fn remove(folder: &Path) -> io::Result<()> {
