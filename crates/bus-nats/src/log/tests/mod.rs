@@ -8,5 +8,6 @@ mod cluster_faults;
 mod conformance;
 mod incarnations;
 mod repair;
+mod scale;
 mod servers;
 mod trimming;

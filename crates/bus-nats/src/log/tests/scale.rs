@@ -1,0 +1,44 @@
+//! Many channels on one replica: how long it takes to subscribe them, what they cost, and that ticks stay cheap.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use plenum_channels::Log;
+
+use super::servers::{Witness, config, prefix, publish, replica};
+use crate::testing::NatsServer;
+
+const CHANNELS: usize = 5_000;
+
+fn resident_bytes() -> u64 {
+    let text = std::fs::read_to_string("/proc/self/statm").unwrap();
+    text.split(' ').nth(1).unwrap().parse::<u64>().unwrap() * 4096
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn thousands_of_channels_with_local_subscribers() {
+    let server = NatsServer::start().await.unwrap();
+    let log = replica(vec![server.url()], config(&prefix(), 1)).await;
+    let witness = Arc::new(Witness::default());
+    let (before, start) = (resident_bytes(), Instant::now());
+    let mut joining = FuturesUnordered::new();
+    for channel in 0..CHANNELS {
+        if joining.len() >= 256 {
+            let joined: Result<_, _> = joining.next().await.unwrap();
+            joined.unwrap();
+        }
+        let (log, witness) = (log.clone(), witness.clone());
+        joining.push(async move { log.subscribe(&format!("channel {channel}"), witness).await });
+    }
+    while let Some(joined) = joining.next().await {
+        joined.unwrap();
+    }
+    let took = start.elapsed();
+    let each = resident_bytes().saturating_sub(before) / CHANNELS as u64;
+    eprintln!("{CHANNELS} channels subscribed in {took:?}, {each} bytes of memory each");
+    let offset = publish(&log, &format!("channel {}", CHANNELS - 1), "x").await;
+    assert!(witness.gets(offset, Duration::from_secs(10)).await);
+    assert!(log.doubtful().is_empty(), "ticks kept coming");
+}
