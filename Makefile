@@ -22,8 +22,8 @@ test: ## Run every suite: Rust, the SDKs, the server API, the browser, Autobahn;
 test-rust: ## Run the Rust tests only
 	@e2e/run rust
 
-test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Python, Java, churn)
-	@e2e/run js-json js-protobuf browser python-json python-protobuf java churn
+test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Python, Java, churn), also with three replicas on NATS
+	@e2e/run js-json js-protobuf browser python-json python-protobuf java churn js-json-nats python-protobuf-nats java-nats
 
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn

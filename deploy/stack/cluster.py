@@ -36,7 +36,7 @@ class Server:
             f"server_name: {self.name}",
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitor_port}",
-            f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))}, max_mem: 64M, max_file: 8G }}",
+            f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))}, max_mem: 64M, max_file: 64G }}",
             f"include {json.dumps(os.path.relpath(PERMISSIONS, self.folder))}",
         ]
         if self.clustered:

@@ -6,9 +6,9 @@ const CASE_SECONDS = 120;
 
 const cases = [];
 
-/** Registers a case; `only` names the variants it runs in, when not in all. */
-export function test(name, body, { only } = {}) {
-  cases.push({ name, body, only });
+/** Registers a case; `only` names the variants it runs in, when not in all; `skip` says why it cannot run here. */
+export function test(name, body, { only, skip } = {}) {
+  cases.push({ name, body, only, skip });
 }
 
 function deadline(promise, seconds) {
@@ -22,8 +22,13 @@ function deadline(promise, seconds) {
 /** Runs the registered cases whose name contains `filter`, prints a line each and the sum, and ends the process. */
 export async function runCases(variant, filter, afterEach = async () => {}, atEnd = async () => {}) {
   const count = { passed: 0, failed: 0, skipped: 0 };
-  for (const { name, body, only } of cases) {
+  for (const { name, body, only, skip } of cases) {
     if (!name.includes(filter) || (only && !only.includes(variant))) continue;
+    if (skip) {
+      count.skipped += 1;
+      console.log(`skip  ${name}: ${skip}`);
+      continue;
+    }
     const begin = performance.now();
     let error;
     try {

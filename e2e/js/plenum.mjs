@@ -17,6 +17,12 @@ export const ws = env('PLENUM_WS');
 export const proxyUrl = env('PLENUM_PROXY_URL');
 export const proxyWs = env('PLENUM_PROXY_WS');
 
+/** Whether the log outlives a server. */
+export const keptLog = env('PLENUM_LOG') === 'nats';
+/** Why a case that needs to know of clients at another replica cannot run, or undefined. */
+export const noPresence =
+  Number(env('PLENUM_REPLICAS')) > 1 ? "presence is each replica's own until sessions are shared" : undefined;
+
 const base64url = (value) => Buffer.from(value).toString('base64url');
 
 /** An HS256 token with these claims; `ttl` in seconds sets `exp`. */

@@ -6,7 +6,7 @@ import sys
 
 from centrifuge import Client, ClientEventHandler, ReplyError, StreamPosition, SubscriptionEventHandler
 
-from plenum import PROXY_WS, api, case, network, publish_many, run_cases, token, unique, until
+from plenum import NO_PRESENCE, PROXY_WS, api, case, network, publish_many, run_cases, token, unique, until
 
 PROTOBUF = sys.argv[1] == "protobuf"
 _open = []
@@ -181,7 +181,7 @@ async def _():
     assert refused.log.of("unsubscribed")[0].code == 103
 
 
-@case("presence, its figures, join and leave")
+@case("presence, its figures, join and leave", skip=NO_PRESENCE)
 async def _():
     channel = unique("chat:")
     alice = await connect(claims={"info": {"name": "Alice"}})

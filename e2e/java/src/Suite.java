@@ -55,7 +55,7 @@ final class Suite {
             PublicationEvent event = (PublicationEvent) Recorded.await(sub.log, "publication", 1).detail();
             Plenum.equal(new String(event.getData()), payload);
         });
-        Plenum.test("presence, its figures, join and leave", () -> {
+        Plenum.test("presence, its figures, join and leave", Plenum.NO_PRESENCE, () -> {
             String channel = Plenum.unique("chat:");
             Recorded alice = Recorded.connect(",\"info\":{\"name\":\"Alice\"}");
             Recorded.Sub sub = alice.subscribe(channel);

@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 import { test, until } from '../cases.mjs';
 import { all, connect, decode, event } from '../clients.mjs';
-import { api, network, publishMany, unique } from '../plenum.mjs';
+import { api, network, noPresence, publishMany, unique } from '../plenum.mjs';
 import { variant } from './variant.mjs';
 
 const received = (client, channel) =>
@@ -72,8 +72,10 @@ test('subscribe and unsubscribe by API', async () => {
   assert.deepEqual(decode(variant, data), { from: 'api' });
   await publishMany(channel, 1, 1);
   await event(client.log, 'publication', (e) => e.channel === channel);
-  const { presence } = await api('presence', { channel });
-  assert.deepEqual(Object.keys(presence), [client.id]);
+  if (!noPresence) {
+    const { presence } = await api('presence', { channel });
+    assert.deepEqual(Object.keys(presence), [client.id]);
+  }
   await api('unsubscribe', { user: client.user, channel });
   await event(client.log, 'unsubscribed', (e) => e.channel === channel);
   await publishMany(channel, 2, 1);
