@@ -85,6 +85,23 @@ pub(super) async fn after(
     }
 }
 
+/// For a channel without entries, the highest sequence that was trimmed away: it may have had some. 0 otherwise.
+pub(super) async fn front_of_empty(
+    client: &Client,
+    shard: &Shard,
+    current: &Current,
+    subject: &str,
+) -> Result<u64, RequestError> {
+    let front = front(client, &current.stream).await?;
+    if front == 0 {
+        return Ok(0);
+    }
+    let subjects = [subject.to_owned()];
+    let fresh = shard.fresh(client, &subjects, 0, 0).await?;
+    let has_entries = fresh.answer.messages.iter().any(|stored| stored.subject == subject);
+    Ok(if has_entries { 0 } else { front })
+}
+
 /// Where the append was stored between two sequences of its channel, if it was.
 pub(super) async fn before(
     client: &Client,

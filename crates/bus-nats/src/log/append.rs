@@ -93,6 +93,8 @@ impl Lanes {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Waits,
+    /// Whether "never published" can be believed is being looked up.
+    Checking,
     InFlight(Instant),
     Failed,
 }
@@ -108,6 +110,8 @@ struct Op {
     maybe_stored: bool,
     /// A later append of the channel was acknowledged, at this sequence.
     overtaken_by: Option<u64>,
+    /// Nothing was trimmed from under "never published".
+    checked: bool,
     /// What the servers last said.
     trouble: String,
 }
@@ -118,6 +122,8 @@ struct Line {
     in_flight: usize,
     /// After a failure: one append at a time, the first not before this moment.
     recovering: Option<Instant>,
+    /// An append is [`State::Checking`]: what comes behind it waits.
+    checking: bool,
     pause: Duration,
     last_acknowledged: u64,
 }
@@ -135,6 +141,12 @@ enum Resolved {
     Done(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
     /// Nothing is there: try again.
     Repeat(Box<Op>),
+    /// How far the front may have taken the channel's only entries.
+    Checked {
+        number: u64,
+        channel: Arc<str>,
+        front: Result<u64, RequestError>,
+    },
 }
 
 struct Lane {
@@ -236,6 +248,7 @@ impl Lane {
             state: State::Waits,
             maybe_stored: false,
             overtaken_by: None,
+            checked: false,
             trouble: String::new(),
         };
         self.lines.entry(channel.clone()).or_default().ops.push_back(op);
@@ -250,6 +263,9 @@ impl Lane {
             let Some(line) = self.lines.get_mut(channel) else { return };
             if line.ops.is_empty() {
                 self.lines.remove(channel);
+                return;
+            }
+            if line.checking {
                 return;
             }
             let now = Instant::now();
@@ -289,6 +305,18 @@ impl Lane {
                     finish_unanswered(op);
                 }
                 continue;
+            }
+            if op.request.expected == Some(0) && !op.checked {
+                op.state = State::Checking;
+                line.checking = true;
+                let (number, channel, links) = (op.number, channel.clone(), self.links.clone());
+                let (shard, subject) = (op.request.shard.clone(), op.request.subject.clone());
+                let lookup = async move {
+                    let front = ack::front_of_empty(&links.any(), &shard, &current, &subject).await;
+                    Resolved::Checked { number, channel, front }
+                };
+                self.lookups.push(lookup.boxed());
+                return;
             }
             op.attempts += 1;
             op.state = State::InFlight(now);
@@ -459,6 +487,7 @@ impl Lane {
                 Ok(ack::After::Nothing) => {
                     // What was expected was trimmed away, or it is the front: for the server there is nothing.
                     op.request.expected = Some(0);
+                    op.checked = true;
                     Resolved::Repeat(Box::new(op))
                 }
                 Err(error) => {
@@ -473,6 +502,7 @@ impl Lane {
     async fn resolved(&mut self, resolved: Resolved) {
         match resolved {
             Resolved::Done(reply, result) => drop(reply.send(result)),
+            Resolved::Checked { number, channel, front } => self.checked(number, &channel, front).await,
             Resolved::Repeat(mut op) => {
                 op.state = State::Failed;
                 let channel = op.request.channel.clone();
@@ -482,6 +512,29 @@ impl Lane {
                 self.pump(&channel).await;
             }
         }
+    }
+
+    async fn checked(&mut self, number: u64, channel: &Arc<str>, front: Result<u64, RequestError>) {
+        let Some(line) = self.lines.get_mut(channel) else { return };
+        line.checking = false;
+        let Some(op) = line.ops.iter_mut().find(|op| op.number == number) else { return };
+        match front {
+            Ok(0) => {
+                op.checked = true;
+                op.state = State::Waits;
+            }
+            Ok(last) => {
+                if let Some(op) = self.take(number, channel) {
+                    finish(op, Err(AppendError::Conflict { expected: 0, last }));
+                }
+            }
+            Err(error) => {
+                op.state = State::Failed;
+                op.trouble = error.to_string();
+                line.recovering = Some(Instant::now() + LONGEST_PAUSE);
+            }
+        }
+        self.pump(channel).await;
     }
 
     /// An attempt failed; `maybe_stored` when nobody knows how far it came.

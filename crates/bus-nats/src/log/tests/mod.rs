@@ -7,6 +7,7 @@ mod cluster;
 mod cluster_faults;
 mod conformance;
 mod incarnations;
+mod operations;
 mod repair;
 mod scale;
 mod servers;
