@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import random
 import signal
 import socket
 import subprocess
@@ -16,10 +17,20 @@ PERMISSIONS = ROOT / "deploy/nats/plenum.conf"
 STOP_SECONDS = 10
 
 
+# Below the range from which the system takes the ports of outgoing connections, which would come in between.
+PORTS = range(15_000, 32_000)
+
+
 def free_port():
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
+    """A port that nothing listens on now."""
+    while True:
+        port = random.choice(PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+                return port
+            except OSError:
+                continue
 
 
 class Server:
