@@ -10,9 +10,10 @@ use crate::lines::deliveries::{Deliveries, Publisher};
 use crate::lines::floor::Floor;
 use crate::lines::handshakes::{Auth, Handshakes};
 use crate::lines::idle::{Channels, Idle};
+use crate::lines::nats::{self, Nats};
 use crate::lines::{Context, with_command};
 use crate::machine::Machine;
-use crate::report::{Line, Report};
+use crate::report::{Line, Report, Skipped, Unavailable};
 
 /// Measures `plenum serve` from outside, on loopback: CPU, memory and rates, each beside its target.
 #[derive(Debug, Parser)]
@@ -36,6 +37,7 @@ enum What {
     Handshakes(Handshakes),
     Api(Api),
     Floor(Floor),
+    Nats(Nats),
 }
 
 impl What {
@@ -51,7 +53,16 @@ impl What {
             .map(|channels| What::Idle(Idle { connections: 10_000, channels, seconds: 75 }));
         let handshakes = [Auth::None, Auth::Hmac].map(|auth| What::Handshakes(Handshakes::of(auth)));
         let api = [(1, 1), (8, 1), (64, 1), (8, 100)].map(|(concurrent, batch)| What::Api(Api::of(concurrent, batch)));
-        floor.into_iter().chain(deliveries).chain(history).chain(idle).chain(handshakes).chain(api).collect()
+        let nats = Nats::everything().into_iter().map(What::Nats);
+        floor
+            .into_iter()
+            .chain(deliveries)
+            .chain(history)
+            .chain(idle)
+            .chain(handshakes)
+            .chain(api)
+            .chain(nats)
+            .collect()
     }
 
     fn measure(&self, context: &Context<'_>) -> Result<Vec<Line>> {
@@ -61,6 +72,7 @@ impl What {
             What::Handshakes(what) => (what.measure(context), what.command()),
             What::Api(what) => (what.measure(context), what.command()),
             What::Floor(what) => (what.measure(), what.command()),
+            What::Nats(what) => (what.measure(), what.command()),
         };
         Ok(with_command(lines.with_context(|| command.clone())?, &command))
     }
@@ -77,8 +89,12 @@ impl Arguments {
             None => std::env::current_exe()?.with_file_name("plenum"),
         };
         let context = Context { binary: &binary };
-        let work = self.what.map_or_else(What::everything, |what| vec![what]);
-        let mut report = Report { machine: Machine::here(), lines: Vec::new() };
+        let work = match self.what {
+            None => What::everything(),
+            Some(What::Nats(nats)) => nats.parts().into_iter().map(What::Nats).collect(),
+            Some(what) => vec![what],
+        };
+        let mut report = Report { machine: Machine::here(), lines: Vec::new(), skipped: Vec::new() };
         let mut failures = 0;
         for what in &work {
             match what.measure(&context) {
@@ -88,11 +104,22 @@ impl Arguments {
                     }
                     report.lines.extend(lines);
                 }
+                Err(error) if error.is::<Unavailable>() => {
+                    eprintln!("skipped: {error:#}");
+                    let skipped = Skipped { section: nats::SECTION, reason: error.root_cause().to_string() };
+                    if !report.skipped.contains(&skipped) {
+                        report.skipped.push(skipped);
+                    }
+                }
                 Err(error) => {
                     failures += 1;
                     eprintln!("{error:#}");
                 }
             }
+        }
+        if report.lines.is_empty() && report.skipped.is_empty() && failures == 0 {
+            // The part of a measurement that this program started itself.
+            return Ok(());
         }
         eprintln!();
         print!("{}", report.table());

@@ -5,6 +5,7 @@ pub mod deliveries;
 pub mod floor;
 pub mod handshakes;
 pub mod idle;
+pub mod nats;
 
 mod audience;
 

@@ -15,6 +15,10 @@ mod websocket;
 
 use clap::Parser;
 
+/// As in the server, whose log runs in this process when it is compared.
+#[global_allocator]
+static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
+
 fn main() -> anyhow::Result<()> {
     server::stop_on_signals()?;
     cli::Arguments::parse().run()

@@ -1,6 +1,6 @@
 //! The table: results beside their targets.
 
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::Path;
 
 use anyhow::{Context, Result};
@@ -51,13 +51,15 @@ pub struct Line {
     pub notes: String,
     /// The command that measures this line alone.
     pub command: String,
+    /// Title of the part of the table that it belongs to; empty for the first part.
+    pub section: &'static str,
 }
 
 impl Line {
     /// A result, judged against its target.
     pub fn new(name: impl Into<String>, value: f64, unit: &'static str, target: Option<Target>) -> Self {
         let met = target.map(|target| target.met(value));
-        Self { name: name.into(), value, unit, target, met, notes: String::new(), command: String::new() }
+        Self { name: name.into(), value, unit, target, met, notes: String::new(), command: String::new(), section: "" }
     }
 
     /// Adds what else is known.
@@ -68,7 +70,7 @@ impl Line {
 
     /// The result with its unit.
     pub fn result(&self) -> String {
-        format!("{} {}", number(self.value), self.unit)
+        format!("{} {}", number(self.value), self.unit).trim_end().to_owned()
     }
 
     fn verdict(&self) -> &'static str {
@@ -87,7 +89,30 @@ pub struct Report {
     pub machine: Machine,
     /// The results.
     pub lines: Vec<Line>,
+    /// What this machine lacks something for.
+    pub skipped: Vec<Skipped>,
 }
+
+/// A part of the table that could not be measured here.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Skipped {
+    /// Title of the part.
+    pub section: &'static str,
+    /// What is missing.
+    pub reason: String,
+}
+
+/// Something that a measurement needs is not on this machine.
+#[derive(Debug)]
+pub struct Unavailable(pub String);
+
+impl fmt::Display for Unavailable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for Unavailable {}
 
 impl Report {
     /// The table for people: under each line its command and what else is known.
@@ -100,15 +125,23 @@ impl Report {
         let widths: [usize; 4] =
             std::array::from_fn(|column| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0));
         let mut text = self.machine.line() + "\n\n";
+        let mut section = "";
         for (row, line) in rows.iter().zip(&self.lines) {
+            if line.section != section {
+                section = line.section;
+                // Writing to a string cannot fail.
+                let _ = writeln!(text, "\n{section}\n");
+            }
             let [name, result, target, verdict] = row;
             let [w0, w1, w2, _] = widths;
             let first = format!("{name:<w0$}  {result:>w1$}  {target:<w2$}  {verdict}");
-            // Writing to a string cannot fail.
             let _ = writeln!(text, "{}\n    $ {}", first.trim_end(), line.command);
             if !line.notes.is_empty() {
                 let _ = writeln!(text, "    {}", line.notes);
             }
+        }
+        for Skipped { section, reason } in &self.skipped {
+            let _ = writeln!(text, "\n{section}: skipped, {reason}");
         }
         text
     }
@@ -199,9 +232,13 @@ mod tests {
         let mut slow = Line::new("rate", 7000.0, "/s", Some(Target::AtLeast(8000.0))).notes("one round");
         slow.command = "plenum-bench handshakes".into();
         let machine = Machine { cores: 2, cpu: "X".into(), kernel: "6".into(), date: "2026-01-01".into() };
-        let table = Report { machine, lines: vec![fast, slow] }.table();
+        let mut log = Line::new("log", 1.0, "×", None);
+        (log.section, log.command) = ("On NATS", "plenum-bench nats".into());
+        let skipped = vec![Skipped { section: "Elsewhere", reason: "no go".into() }];
+        let table = Report { machine, lines: vec![fast, slow, log], skipped }.table();
         let expected = "µs a delivery  5.25 µs  ≤ 6      met\n    $ plenum-bench deliveries\n\
-                        rate           7,000 /s  ≥ 8,000  missed\n    $ plenum-bench handshakes\n    one round\n";
+                        rate           7,000 /s  ≥ 8,000  missed\n    $ plenum-bench handshakes\n    one round\n\nOn NATS\n\n\
+                        log                1 ×\n    $ plenum-bench nats\n\nElsewhere: skipped, no go\n";
         let expected = expected.replace("  5.25 µs", "   5.25 µs");
         assert!(table.ends_with(&expected), "{table}");
     }

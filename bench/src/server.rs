@@ -45,7 +45,7 @@ fn running() -> MutexGuard<'static, Option<Running>> {
     RUNNING.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Ends the server, then this process, on SIGINT, SIGTERM and SIGHUP.
+/// Ends the servers, then this process, on SIGINT, SIGTERM and SIGHUP.
 pub fn stop_on_signals() -> Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
     let mut signals = {
@@ -62,6 +62,7 @@ pub fn stop_on_signals() -> Result<()> {
             }
         });
         drop(running().take());
+        crate::lines::nats::end_all();
         std::process::exit(130);
     });
     Ok(())
