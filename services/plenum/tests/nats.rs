@@ -4,7 +4,7 @@
 mod common;
 
 use common::{Folder, Server, plenum};
-use plenum_bus_nats::testing::NatsServer;
+use plenum_bus_nats::testing::{NatsServer, ServerOptions};
 
 const KEY: &str = "key of this test only";
 
@@ -121,4 +121,21 @@ fn a_bad_credentials_file_is_told_before_a_port_is_bound() {
         plenum(&["serve", "--nats", "nats://127.0.0.1:1", "--set", &format!("nats.creds_file={path}")]).output();
     let error = String::from_utf8(output.unwrap().stderr).unwrap();
     assert!(error.contains("nats") && error.contains("JWT"), "{error}");
+}
+
+#[tokio::test]
+async fn a_password_or_a_token_is_needed_where_the_server_asks_for_one() {
+    for (settings, good) in [
+        ("authorization { user: u, password: p }", ["nats.user=u", "nats.password=p"]),
+        ("authorization { token: t }", ["nats.token=t", "log.level=info"]),
+    ] {
+        let options = ServerOptions { settings: settings.into(), ..ServerOptions::default() };
+        let nats = NatsServer::start_with(options).await.unwrap();
+        let stranger = start("serve", &arguments(&nats));
+        stranger.logged("waiting for NATS", |_| Some(()));
+        assert_eq!(stranger.get("/readyz").0, 503, "{settings}");
+        let mut arguments = arguments(&nats);
+        arguments.extend(good.iter().flat_map(|one| ["--set".to_owned(), (*one).to_owned()]));
+        start("serve", &arguments).until("/readyz", 200);
+    }
 }
