@@ -1,6 +1,6 @@
 # Every target with a `##` remark appears in `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help run stack-nats test test-rust test-sdk test-autobahn lint fmt bench tools
+.PHONY: help run stack-nats test test-rust test-sdk test-autobahn test-faults lint fmt bench tools
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,9 @@ test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Pyth
 
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
+
+test-faults: ## Kill, freeze and cut off NATS servers and replicas under load, 10 minutes (e2e/faults/run NAME for one)
+	@e2e/run faults
 
 lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
 	cargo fmt --all --check

@@ -177,11 +177,11 @@ def front_trimmed(stack):
 
 @case(
     "storage of the NATS servers full", 120, told="maybe",
-    options={"nats": {"max_bytes": 0}, "max_file": "16M"}, load={"bytes": 8000, "stopWhenRefused": True},
+    options={"nats": {"max_bytes": 0}, "max_file": "16M"}, load={"bytes": 8000, "stopWhenRefused": True, "attemptMs": 40_000},
 )
 def storage_full(stack):
     # A publisher that is refused stops; before that each publication that was acknowledged is stored.
     try:
         until("every publisher refused", lambda: stack.load.ask("status")["refused"] == 12, 110)
     except Failure as failure:
-        raise Failure(f"{failure}; {stack.load.ask('status')}") from None
+        raise Failure(f"{failure}; {stack.load.ask('status')['refused']} were") from None

@@ -16,7 +16,7 @@ const WebSocket = requireTool('ws');
 const builds = { json: requireTool('centrifuge'), protobuf: requireTool('centrifuge/build/protobuf') };
 const { endpoints } = settings;
 
-const ATTEMPT_MS = 6000; // then the publisher asks another replica, under the same key
+const ATTEMPT_MS = settings.attemptMs ?? 6000; // then the publisher asks another replica, under the same key
 const GIVE_UP_MS = 100_000; // less than the time for which a key is remembered
 const CATCH_UP_MS = 60_000;
 
