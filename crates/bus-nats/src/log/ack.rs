@@ -5,9 +5,9 @@ use std::time::Duration;
 use async_nats::Client;
 use tokio::time::sleep;
 
-use super::append::Request;
 use super::entry::Record;
 use super::jetstream::{RequestError, Stored, get_batch, get_one};
+use super::line::Request;
 use super::repair::front;
 use super::shard::{Current, Shard};
 

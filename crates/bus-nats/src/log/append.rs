@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{HeaderMap, Message, StatusCode, Subscriber};
-use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use futures_util::{FutureExt, StreamExt};
@@ -23,12 +22,12 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::ack::{self, Found};
 use super::jetstream::{RequestError, parse_api};
+use super::line::{Line, Op, Request, State, finish, finish_unanswered};
 use super::links::{Held, Links};
-use super::shard::Shard;
 use crate::channel_token;
 
 /// An append without an answer for this long is taken for lost on the way, or stored unheard.
-const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(3);
+const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// While the oldest append in flight is older than this, its channel sends nothing more: an election may be under way, and
 /// what is sent after it must not land before what was sent before it.
@@ -48,22 +47,6 @@ const MOVE_AFTER: Duration = Duration::from_secs(6);
 
 /// A connection is given back after this long, so that the pool may replace it.
 const HOLD: Duration = Duration::from_secs(60);
-
-/// An append on its way to a lane.
-pub(super) struct Request {
-    pub shard: Arc<Shard>,
-    pub channel: Arc<str>,
-    pub subject: String,
-    pub payload: Bytes,
-    pub id: String,
-    /// The id was made from the caller's key, so that others may use it too.
-    pub keyed: bool,
-    pub nonce: Option<u128>,
-    pub expected: Option<u64>,
-    /// When the caller made it.
-    pub called: Instant,
-    pub reply: oneshot::Sender<Result<Appended, AppendError>>,
-}
 
 /// The way to the lanes.
 pub(super) struct Lanes {
@@ -88,44 +71,6 @@ impl Lanes {
             let _ = error.into_inner().reply.send(Err(AppendError::Unavailable { reason }));
         }
     }
-}
-
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum State {
-    Waits,
-    /// Whether "never published" can be believed is being looked up.
-    Checking,
-    InFlight(Instant),
-    Failed,
-}
-
-struct Op {
-    request: Request,
-    number: u64,
-    /// The stream of the first attempt: no id is tried in another one.
-    stream: Option<String>,
-    attempts: u32,
-    state: State,
-    /// An attempt without an answer may have been stored.
-    maybe_stored: bool,
-    /// A later append of the channel was acknowledged, at this sequence.
-    overtaken_by: Option<u64>,
-    /// Nothing was trimmed from under "never published".
-    checked: bool,
-    /// What the servers last said.
-    trouble: String,
-}
-
-#[derive(Default)]
-struct Line {
-    ops: VecDeque<Op>,
-    in_flight: usize,
-    /// After a failure: one append at a time, the first not before this moment.
-    recovering: Option<Instant>,
-    /// An append is [`State::Checking`]: what comes behind it waits.
-    checking: bool,
-    pause: Duration,
-    last_acknowledged: u64,
 }
 
 #[derive(Deserialize)]
@@ -609,19 +554,6 @@ impl Lane {
         };
         self.lookups.push(lookup.boxed());
     }
-}
-
-fn finish(op: Op, result: Result<Appended, AppendError>) {
-    let _ = op.request.reply.send(result);
-}
-
-/// Ends an append whose outcome is not known, or known to be nothing.
-fn finish_unanswered(op: Op) {
-    let result = match op.maybe_stored {
-        true => AppendError::Indeterminate,
-        false => AppendError::Unavailable { reason: op.trouble.clone() },
-    };
-    finish(op, Err(result));
 }
 
 async fn answer(answers: &mut Option<Subscriber>) -> Option<Message> {

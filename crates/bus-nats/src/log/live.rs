@@ -5,7 +5,7 @@
 
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::{Message, Subscriber};
@@ -13,16 +13,17 @@ use futures_util::future::BoxFuture;
 use futures_util::stream::{AbortHandle, Abortable, FuturesUnordered, SelectAll};
 use futures_util::{FutureExt, Stream, StreamExt};
 use hashbrown::HashMap;
-use plenum_channels::{Announcement, Entry, Live, LiveEvent, Position, ReadError};
+use plenum_channels::{Announcement, LiveEvent, Position, ReadError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep_until};
 
 use super::chain::{Chain, Filled, Gap, Incoming, Output};
-use super::entry::Record;
+use super::event::{decode_announcement, publication};
 use super::jetstream::{RequestError, Stored};
 use super::links::Links;
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
+use super::workers::{Command, Sink};
 use crate::channel_token;
 
 /// Live messages taken from one subscription before others have their turn.
@@ -30,89 +31,6 @@ const CHUNK: usize = 64;
 
 /// A tick may overtake live messages of another connection; what it names is read after this much patience.
 const GRACE: Duration = Duration::from_millis(150);
-
-/// One call of `subscribe`.
-pub(super) struct Sink {
-    pub live: Arc<dyn Live>,
-    /// Cleared by `unsubscribe`, so that nothing that is appended later arrives.
-    pub active: AtomicBool,
-}
-
-pub(super) enum Command {
-    Subscribe {
-        channel: Arc<str>,
-        shard: Arc<Shard>,
-        sink: Arc<Sink>,
-        reply: oneshot::Sender<Result<Position, ReadError>>,
-    },
-    Unsubscribe {
-        channel: Arc<str>,
-        sink: Arc<Sink>,
-    },
-    /// The channel with this id has something at or after the sequence.
-    Require {
-        id: u64,
-        seq: u64,
-    },
-    /// Look up the end of every channel, or of those of one shard, as far as it lies behind a sequence.
-    Verify {
-        shard: Option<(usize, u64)>,
-    },
-    /// The shard is another stream now.
-    Reincarnated {
-        shard: usize,
-    },
-}
-
-/// The way to the workers.
-#[derive(Clone)]
-pub(super) struct Workers {
-    commands: Arc<[mpsc::UnboundedSender<Command>]>,
-}
-
-impl Workers {
-    /// Starts `count` workers; they end when the last handle is dropped.
-    pub fn start(count: usize, links: &Arc<dyn Links>) -> Self {
-        let worker = |index| {
-            let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Worker::new(index, links.clone()).run(receiver));
-            sender
-        };
-        Self { commands: (0..count.max(1)).map(worker).collect() }
-    }
-
-    /// Commands of one channel are carried out in the order of the calls. The queue has no bound of its own: callers
-    /// wait for `Subscribe`, and of the others there are at most a few per channel.
-    pub fn send(&self, channel: &str, command: Command) {
-        let worker = (channel_token::hash(channel) >> 40) as usize % self.commands.len();
-        let _ = self.commands[worker].send(command);
-    }
-
-    pub fn require(&self, lacking: Vec<(Arc<Tracked>, u64)>) {
-        for (tracked, seq) in lacking {
-            let _ = self.commands[tracked.worker].send(Command::Require { id: tracked.id, seq });
-        }
-    }
-
-    /// Everything of the shard through `behind` is known from ticks.
-    pub fn verify_shard(&self, shard: &Shard, behind: u64) {
-        self.send_all(|| Command::Verify { shard: Some((shard.index, behind)) });
-    }
-
-    pub fn verify_all(&self) {
-        self.send_all(|| Command::Verify { shard: None });
-    }
-
-    pub fn reincarnated(&self, shard: &Shard) {
-        self.send_all(|| Command::Reincarnated { shard: shard.index });
-    }
-
-    fn send_all(&self, command: impl Fn() -> Command) {
-        for worker in self.commands.iter() {
-            let _ = worker.send(command());
-        }
-    }
-}
 
 /// One channel with a local subscription.
 struct Channel {
@@ -180,7 +98,8 @@ pub(super) struct Joined {
     pub through: u64,
 }
 
-struct Worker {
+/// See the module's description.
+pub(super) struct Worker {
     index: usize,
     links: Arc<dyn Links>,
     channels: HashMap<u64, Channel>,
@@ -195,7 +114,7 @@ struct Worker {
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Worker {
-    fn new(index: usize, links: Arc<dyn Links>) -> Self {
+    pub fn new(index: usize, links: Arc<dyn Links>) -> Self {
         Self {
             index,
             links,
@@ -209,7 +128,7 @@ impl Worker {
     }
 
     /// Inputs: commands, live messages, finished jobs, requirements whose grace is over.
-    async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
             let due = self.later.front().map(|(due, ..)| *due);
             tokio::select! {
@@ -519,48 +438,5 @@ fn hand_over(channel: &Channel, events: &[LiveEvent]) {
     let deliver = AssertUnwindSafe(|| channel.sink.live.deliver(events));
     if std::panic::catch_unwind(deliver).is_err() {
         tracing::error!(events = events.len(), "a subscriber panicked; it has lost these events");
-    }
-}
-
-/// The event of a stored publication; none for what does not count.
-fn publication(seq: u64, previous: u64, stored: &Stored) -> Option<LiveEvent> {
-    entry(seq, previous, stored).map(|entry| LiveEvent::Publication(Arc::new(entry)))
-}
-
-/// A stored publication as the port knows it; `None` when it is void or of an unknown format.
-pub(super) fn entry(seq: u64, previous: u64, stored: &Stored) -> Option<Entry> {
-    match Record::decode(stored.payload.clone()) {
-        Ok(record) if record.is_void(stored.time_ms) => None,
-        Ok(Record { mut publication, .. }) => {
-            publication.offset = seq;
-            Some(Entry { offset: seq, previous, publication, stored_at_ms: stored.time_ms })
-        }
-        Err(error) => {
-            tracing::warn!(stream = stored.stream, seq, %error, "an entry cannot be read and is passed over");
-            None
-        }
-    }
-}
-
-/// The payload of an announcement: its kind, then the publication or the client as Protobuf.
-pub(super) fn encode_announcement(announcement: &Announcement) -> Vec<u8> {
-    use prost::Message;
-    let (kind, body) = match announcement {
-        Announcement::Publication(publication) => (b'p', publication.encode_to_vec()),
-        Announcement::Join(info) => (b'j', info.encode_to_vec()),
-        Announcement::Leave(info) => (b'l', info.encode_to_vec()),
-    };
-    [&[kind], body.as_slice()].concat()
-}
-
-fn decode_announcement(payload: &[u8]) -> Option<Announcement> {
-    use plenum_protocol::{ClientInfo, Publication};
-    use prost::Message;
-    let (kind, body) = payload.split_first()?;
-    match kind {
-        b'p' => Publication::decode(body).ok().map(Announcement::Publication),
-        b'j' => ClientInfo::decode(body).ok().map(Announcement::Join),
-        b'l' => ClientInfo::decode(body).ok().map(Announcement::Leave),
-        _ => None,
     }
 }

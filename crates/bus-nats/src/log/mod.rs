@@ -4,26 +4,31 @@
 
 mod ack;
 mod append;
+mod bucket;
 mod chain;
 #[cfg(test)]
 mod chain_tests;
 mod config;
 mod digest;
 mod entry;
+mod event;
 #[cfg(test)]
 mod faults;
 mod jetstream;
+mod line;
 mod links;
 mod live;
 mod names;
 mod proof;
 mod read;
 mod repair;
+mod settings;
 mod setup;
 mod shard;
 #[cfg(test)]
 mod tests;
 mod ticks;
+mod workers;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -42,13 +47,14 @@ use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout};
 
-use self::append::{Lanes, Request};
+use self::append::Lanes;
 use self::entry::Record;
 use self::jetstream::{REQUEST_TIMEOUT, RequestError};
-use self::live::{Command, Sink, Workers};
+use self::line::Request;
 use self::read::Reader;
 use self::shard::{READ_PATIENCE, Shard};
 use self::ticks::Ticker;
+use self::workers::{Command, Sink, Workers};
 use crate::channel_token;
 
 pub use config::{GroupConfig, LogConfig, Placement};
@@ -203,7 +209,7 @@ impl Log for NatsLog {
     }
 
     async fn announce(&self, channel: &str, announcement: Announcement) -> Result<(), AppendError> {
-        let payload = live::encode_announcement(&announcement);
+        let payload = event::encode_announcement(&announcement);
         if payload.len() > self.max_payload {
             return Err(AppendError::TooLarge { size: payload.len(), max: self.max_payload });
         }

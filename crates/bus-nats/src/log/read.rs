@@ -5,9 +5,9 @@ use std::sync::Arc;
 use plenum_channels::{Page, Position, Read, Since, Tail, Version};
 
 use super::entry::Record;
+use super::event::entry;
 use super::jetstream::{RequestError, Stored, get_batch, get_one};
 use super::links::{Held, Links};
-use super::live::entry;
 use super::proof::{self, End};
 use super::repair::front;
 use super::setup::stream_info;

@@ -4,21 +4,17 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use async_nats::Client;
-use base64::Engine;
-use base64::prelude::BASE64_STANDARD;
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use super::bucket::Bucket;
 use super::config::{GroupConfig, LogConfig};
-use super::jetstream::{RequestError, api, parse_api};
+use super::jetstream::{RequestError, api};
 use super::names::{self, ShardNames};
+use super::settings::{Verified, stream_config, verify};
 
 /// Oldest server that has what the log needs: batched direct get and the checks on appends.
 const MIN_SERVER: (i64, i64, i64) = (2, 12, 0);
-
-/// How long the server remembers ids of appends.
-const DUPLICATE_WINDOW: Duration = Duration::from_secs(120);
 
 /// How often a step is tried while the servers elect or another replica is faster.
 const TRIES: u32 = 40;
@@ -105,13 +101,16 @@ struct ShardRecord {
     first_seq: u64,
     /// The stream was created; when it is missing from now on, it was lost.
     ready: bool,
+    /// The stream had reached this sequence: if it ends below it, it went back while no replica ran.
+    #[serde(default)]
+    high: u64,
 }
 
 impl ShardRecord {
     /// The next incarnation, with sequences above everything that was seen of this one.
     fn after(&self, seen: u64) -> Self {
         let first_seq = seen.max(self.first_seq) + SAFETY_DISTANCE;
-        Self { regress: self.regress + 1, first_seq, ready: false }
+        Self { regress: self.regress + 1, first_seq, ready: false, high: 0 }
     }
 }
 
@@ -155,9 +154,9 @@ pub(super) struct Ready {
 /// Creates, checks and widens everything.
 pub(super) async fn set_up(client: &Client, config: &LogConfig) -> Result<Ready, SetupError> {
     config.check()?;
-    let (major, minor, patch) = MIN_SERVER;
-    if !client.is_server_compatible(major, minor, patch) {
-        return Err(SetupError::ServerTooOld { version: client.server_info().version.clone() });
+    let version = server_version(client).await?;
+    if parse_version(&version).is_none_or(|version| version < MIN_SERVER) {
+        return Err(SetupError::ServerTooOld { version });
     }
     let bucket = Bucket { client, name: names::bucket(&config.prefix) };
     retry("creating the cluster's record", || bucket.create(config.replicas)).await?;
@@ -205,8 +204,50 @@ pub(super) async fn note_regress(
     Ok(())
 }
 
+/// Notes how far a shard's stream had come some time ago, so that a loss is seen even if no replica runs when it happens.
+pub(super) async fn note_high(
+    client: &Client,
+    config: &LogConfig,
+    group: usize,
+    shard: u32,
+    regress: u32,
+    high: u64,
+) -> Result<(), RequestError> {
+    let bucket = Bucket { client, name: names::bucket(&config.prefix) };
+    let key = record_key(&config.groups[group].name, shard);
+    match bucket.get::<ShardRecord>(&key).await? {
+        Some((record, revision)) if record.ready && record.regress == regress && record.high < high => {
+            bucket.put(&key, &ShardRecord { high, ..record }, revision).await.map(drop)
+        }
+        _ => Ok(()),
+    }
+}
+
 fn record_key(group: &str, shard: u32) -> String {
     format!("shard.{group}.{shard}")
+}
+
+/// The version of the server, once there is contact.
+async fn server_version(client: &Client) -> Result<String, SetupError> {
+    for _ in 0..TRIES {
+        let version = client.server_info().version.clone();
+        if !version.is_empty() {
+            return Ok(version);
+        }
+        tokio::time::sleep(PAUSE / 2).await;
+    }
+    Err(unavailable("asking for the server's version", "there is no contact"))
+}
+
+/// `major.minor.patch`; what follows the numbers (`-RC.1`) does not count.
+fn parse_version(version: &str) -> Option<(i64, i64, i64)> {
+    let mut parts = version.trim_start_matches('v').splitn(3, '.');
+    let mut number = || {
+        let part = parts.next()?;
+        let digits = part.find(|c: char| !c.is_ascii_digit()).unwrap_or(part.len());
+        part[..digits].parse().ok()
+    };
+    Some((number()?, number()?, number()?))
 }
 
 async fn agree_on_layout(bucket: &Bucket<'_>, config: &LogConfig) -> Result<Layout, SetupError> {
@@ -271,7 +312,7 @@ async fn set_up_shard(
     for _ in 0..TRIES {
         let found: Option<(ShardRecord, u64)> = retry("reading a shard's record", || bucket.get(&key)).await?;
         let Some((record, revision)) = found else {
-            let record = ShardRecord { regress: 0, first_seq: 1, ready: false };
+            let record = ShardRecord { regress: 0, first_seq: 1, ready: false, high: 0 };
             let _ = bucket.put(&key, &record, 0).await;
             continue;
         };
@@ -320,6 +361,11 @@ async fn set_up_shard(
                 let update = api::<StreamInfo>(bucket.client, &format!("STREAM.UPDATE.{stream}"), &update).await;
                 update.map_err(|error| unavailable(&format!("widening stream {stream}"), &error.to_string()))?;
             }
+        }
+        if record.ready && info.state.last_seq < record.high {
+            tracing::error!(stream, ends_at = info.state.last_seq, had = record.high, "the stream went back");
+            let _ = bucket.put(&key, &record.after(record.high), revision).await;
+            continue;
         }
         if !record.ready {
             let _ = bucket.put(&key, &ShardRecord { ready: true, ..record.clone() }, revision).await;
@@ -370,123 +416,6 @@ fn is_passing(code: u64) -> bool {
     matches!(code, 10008 | 10009 | 10005 | 10023)
 }
 
-fn stream_config(stream: &str, names: &ShardNames, config: &LogConfig, group: &GroupConfig, first_seq: u64) -> Value {
-    json!({
-        "name": stream,
-        "subjects": [names.all()],
-        "retention": "limits",
-        "storage": "file",
-        "discard": "old",
-        "num_replicas": config.replicas,
-        "max_consumers": -1,
-        "max_msgs": -1,
-        "max_msgs_per_subject": -1,
-        "max_msg_size": -1,
-        "max_bytes": group.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(-1)),
-        "max_age": u64::try_from(group.max_age.as_nanos()).unwrap_or(u64::MAX),
-        "duplicate_window": DUPLICATE_WINDOW.as_nanos() as u64,
-        "deny_delete": true,
-        "deny_purge": true,
-        "allow_rollup_hdrs": false,
-        "allow_direct": true,
-        "republish": { "src": names.all(), "dest": names.republished() },
-        "first_seq": first_seq,
-    })
-}
-
-enum Verified {
-    AsWanted,
-    Widen(Value),
-}
-
-/// Whether a running stream still keeps its promises; somebody may have changed it.
-pub(super) fn check_running(
-    stream: &str,
-    names: &ShardNames,
-    config: &LogConfig,
-    group: usize,
-    info: &StreamInfo,
-) -> Result<(), SetupError> {
-    verify(stream, &stream_config(stream, names, config, &config.groups[group], 0), info).map(drop)
-}
-
-/// Compares what a stream is with what it must be. Only a longer retention is applied by ourselves.
-fn verify(stream: &str, wanted: &Value, info: &StreamInfo) -> Result<Verified, SetupError> {
-    let refuse = |setting: &'static str, found: &Value, wanted: &Value| SetupError::Stream {
-        stream: stream.into(),
-        setting,
-        found: found.to_string(),
-        wanted: wanted.to_string(),
-    };
-    let exact = [
-        "subjects",
-        "retention",
-        "storage",
-        "discard",
-        "max_msgs",
-        "max_msgs_per_subject",
-        "max_msg_size",
-        "duplicate_window",
-        "deny_delete",
-        "deny_purge",
-        "allow_direct",
-    ];
-    for setting in exact {
-        if info.config[setting] != wanted[setting] {
-            return Err(refuse(setting, &info.config[setting], &wanted[setting]));
-        }
-    }
-    // What must not be on may be missing altogether.
-    let off = [
-        "allow_rollup_hdrs",
-        "allow_msg_ttl",
-        "sealed",
-        "no_ack",
-        "discard_new_per_subject",
-        "mirror_direct",
-        "allow_msg_counter",
-        "allow_msg_schedules",
-        "mirror",
-        "sources",
-        "subject_transform",
-    ];
-    for setting in off {
-        let found = &info.config[setting];
-        if !matches!(found, Value::Null | Value::Bool(false)) {
-            return Err(refuse(setting, found, &Value::Bool(false)));
-        }
-    }
-    for part in ["src", "dest"] {
-        if info.config["republish"][part] != wanted["republish"][part] {
-            return Err(refuse("republish", &info.config["republish"], &wanted["republish"]));
-        }
-    }
-    if info.config["republish"]["headers_only"] == Value::Bool(true) {
-        return Err(refuse("republish", &info.config["republish"], &wanted["republish"]));
-    }
-    if info.config["num_replicas"].as_u64() < wanted["num_replicas"].as_u64() {
-        return Err(refuse("num_replicas", &info.config["num_replicas"], &wanted["num_replicas"]));
-    }
-    if info.state.num_deleted > 0 {
-        return Err(refuse("state.num_deleted", &Value::from(info.state.num_deleted), &Value::from(0)));
-    }
-    let mut update = info.config.clone();
-    let mut widen = false;
-    for setting in ["max_age", "max_bytes"] {
-        // Below 1 means without limit.
-        let limit = |value: &Value| value.as_i64().filter(|limit| *limit > 0).unwrap_or(i64::MAX);
-        let (found, want) = (limit(&info.config[setting]), limit(&wanted[setting]));
-        if want < found {
-            return Err(refuse(setting, &info.config[setting], &wanted[setting]));
-        }
-        if want > found {
-            update[setting] = wanted[setting].clone();
-            widen = true;
-        }
-    }
-    Ok(if widen { Verified::Widen(update) } else { Verified::AsWanted })
-}
-
 fn unavailable(doing: &str, reason: &str) -> SetupError {
     SetupError::Unavailable { doing: doing.into(), reason: reason.into() }
 }
@@ -510,78 +439,22 @@ async fn retry<T, F: Future<Output = Result<T, RequestError>>>(
     Err(unavailable(doing, &last))
 }
 
-/// A key-value bucket, written by compare-and-set and read from its leader.
-struct Bucket<'a> {
-    client: &'a Client,
-    name: String,
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-impl Bucket<'_> {
-    async fn create(&self, replicas: u32) -> Result<(), RequestError> {
-        let config = json!({
-            "name": format!("KV_{}", self.name),
-            "subjects": [format!("$KV.{}.>", self.name)],
-            "retention": "limits",
-            "storage": "file",
-            "discard": "new",
-            "num_replicas": replicas,
-            "max_consumers": -1,
-            "max_msgs": -1,
-            "max_bytes": -1,
-            "max_msgs_per_subject": 8,
-            "max_msg_size": -1,
-            "allow_rollup_hdrs": true,
-            "deny_delete": true,
-            "allow_direct": true,
-        });
-        match api::<Value>(self.client, &format!("STREAM.CREATE.KV_{}", self.name), &config).await {
-            Ok(_) => Ok(()),
-            // There already, perhaps with more copies.
-            Err(error) if error.code() == Some(10058) => Ok(()),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// The value and its revision.
-    async fn get<T: DeserializeOwned>(&self, key: &str) -> Result<Option<(T, u64)>, RequestError> {
-        #[derive(Deserialize)]
-        struct Found {
-            message: FoundMessage,
-        }
-        #[derive(Deserialize)]
-        struct FoundMessage {
-            seq: u64,
-            #[serde(default)]
-            data: String,
-        }
-        let malformed = |error: &dyn std::fmt::Display| RequestError::Malformed(error.to_string());
-        let request = json!({ "last_by_subj": format!("$KV.{}.{key}", self.name) });
-        match api::<Found>(self.client, &format!("STREAM.MSG.GET.KV_{}", self.name), &request).await {
-            Ok(found) => {
-                let data = BASE64_STANDARD.decode(&found.message.data).map_err(|error| malformed(&error))?;
-                let value = serde_json::from_slice(&data).map_err(|error| malformed(&error))?;
-                Ok(Some((value, found.message.seq)))
-            }
-            // No message found.
-            Err(error) if error.code() == Some(10037) => Ok(None),
-            Err(error) => Err(error),
-        }
-    }
-
-    /// Writes if the key's revision is `expected` (0: there is none). Returns the new revision.
-    async fn put(&self, key: &str, value: &impl Serialize, expected: u64) -> Result<u64, RequestError> {
-        #[derive(Deserialize)]
-        struct Ack {
-            seq: u64,
-        }
-        let body = serde_json::to_vec(value).map_err(|error| RequestError::Malformed(error.to_string()))?;
-        let mut headers = async_nats::HeaderMap::new();
-        headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
-        let request = self.client.request_with_headers(format!("$KV.{}.{key}", self.name), headers, body.into());
-        let answer = tokio::time::timeout(super::jetstream::REQUEST_TIMEOUT, request).await;
-        match answer {
-            Ok(Ok(answer)) => parse_api::<Ack>(&answer.payload).map(|ack| ack.seq),
-            _ => Err(RequestError::Unavailable("the write was not acknowledged")),
+    #[test]
+    fn versions_are_compared_by_their_numbers() {
+        for (version, enough) in [
+            ("2.12.0", true),
+            ("2.15.2", true),
+            ("3.0.0-RC.1", true),
+            ("2.11.9", false),
+            ("2.9.24", false),
+            ("", false),
+        ] {
+            let parsed = parse_version(version);
+            assert_eq!(parsed.is_some_and(|version| version >= MIN_SERVER), enough, "{version} {parsed:?}");
         }
     }
 }

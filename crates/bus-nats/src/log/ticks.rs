@@ -13,10 +13,11 @@ use super::config::LogConfig;
 use super::digest::{Collector, Digest, Link};
 use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, get_last, parse_api};
 use super::links::Links;
-use super::live::Workers;
 use super::names::Kind;
-use super::setup::{check_running, note_regress, set_up_again, stream_info};
-use super::shard::Shard;
+use super::settings::check_running;
+use super::setup::{note_high, note_regress, set_up_again, stream_info};
+use super::shard::{Current, Shard};
+use super::workers::Workers;
 use crate::channel_token;
 
 /// A tick a second.
@@ -37,6 +38,11 @@ const READ_TIME: Duration = Duration::from_millis(700);
 
 /// How often the stream's settings and its incarnation are looked at.
 const INSPECT_EVERY: Duration = Duration::from_secs(5);
+
+/// How often the writer notes how far the stream had come, and how old that must be: older than what a server that is
+/// cut off from its peers may still believe, so that no such server looks as if the stream had gone back.
+const NOTE_EVERY: Duration = Duration::from_secs(if cfg!(test) { 2 } else { 60 });
+const NOTE_AGE: Duration = Duration::from_secs(if cfg!(test) { 1 } else { 30 });
 
 /// After this many ticks in a row that the stream refuses although nothing newer can be read, it is examined.
 const MAX_REFUSED: u32 = 4;
@@ -74,6 +80,7 @@ impl Ticker {
         let mut live = self.listen().await;
         let mut inspected = Instant::now();
         let mut refused = 0;
+        let mut high = (Instant::now(), None);
         self.start().await;
         loop {
             tokio::select! {
@@ -102,6 +109,15 @@ impl Ticker {
                     if inspected.elapsed() >= INSPECT_EVERY {
                         inspected = Instant::now();
                         self.inspect().await;
+                    }
+                    if high.1.is_none() && high.0.elapsed() >= NOTE_EVERY - NOTE_AGE {
+                        high.1 = Some((self.shard.current(), self.shard.seen()));
+                    }
+                    if writer == self.writer && high.0.elapsed() >= NOTE_EVERY {
+                        if let Some((current, seen)) = high.1.take() {
+                            self.note_high(&current, seen).await;
+                        }
+                        high.0 = Instant::now();
                     }
                     if silence >= MOVE_AFTER && moved.elapsed() >= MOVE_AFTER {
                         moved = Instant::now();
@@ -277,6 +293,19 @@ impl Ticker {
         let noted = note_regress(&client, &self.config, group, number, current.regress, seen).await;
         if noted.is_ok() {
             self.refresh().await;
+        }
+    }
+
+    /// `high` was seen in the incarnation `then`.
+    async fn note_high(&self, then: &Arc<Current>, high: u64) {
+        let (client, current) = (self.links.any(), self.shard.current());
+        if !Arc::ptr_eq(then, &current) {
+            return;
+        }
+        let (group, number) = (self.shard.group, self.shard.number);
+        let noted = note_high(&client, &self.config, group, number, current.regress, high).await;
+        if let Err(error) = noted {
+            tracing::debug!(stream = current.stream, %error, "how far the stream has come was not noted");
         }
     }
 

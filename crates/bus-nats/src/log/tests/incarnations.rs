@@ -92,6 +92,45 @@ async fn positions_that_went_back_are_another_epoch() {
     assert!(witness.gets(after.offset, PATIENCE).await);
 }
 
+/// The same while no replica runs: the cluster's record remembers how far the stream had come.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn positions_that_went_back_while_nobody_ran_are_another_epoch() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let log = replica(vec![server.url()], config(&prefix, 1)).await;
+    for n in 0..50 {
+        publish(&log, "channel", n.to_string()).await;
+    }
+    let before = log.append(request("channel", "last")).await.unwrap().position;
+    let shard = log.shard("channel").number;
+    let stream = stream_of(&log, "channel").await;
+    let client = async_nats::connect(server.url()).await.unwrap();
+    let noted = async || {
+        let request = format!(r#"{{"last_by_subj":"$KV.{prefix}-cluster.shard.default.{shard}"}}"#);
+        let subject = format!("$JS.API.STREAM.MSG.GET.KV_{prefix}-cluster");
+        let answer = client.request(subject, request.into()).await.unwrap();
+        let answer: serde_json::Value = serde_json::from_slice(&answer.payload).unwrap();
+        let data =
+            base64::Engine::decode(&base64::prelude::BASE64_STANDARD, answer["message"]["data"].as_str().unwrap());
+        let record: serde_json::Value = serde_json::from_slice(&data.unwrap()).unwrap();
+        record["high"].as_u64().unwrap_or(0)
+    };
+    let deadline = std::time::Instant::now() + PATIENCE;
+    while noted().await < before.offset {
+        assert!(std::time::Instant::now() < deadline, "how far it came was not noted");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    drop(log);
+    let info = client.request(format!("$JS.API.STREAM.INFO.{stream}"), "".into()).await.unwrap();
+    let info: serde_json::Value = serde_json::from_slice(&info.payload).unwrap();
+    client.request(format!("$JS.API.STREAM.DELETE.{stream}"), "".into()).await.unwrap();
+    let body = serde_json::to_vec(&info["config"]).unwrap();
+    client.request(format!("$JS.API.STREAM.CREATE.{stream}"), body.into()).await.unwrap();
+    let log = replica(vec![server.url()], config(&prefix, 1)).await;
+    let after = log.append(request("channel", "again")).await.unwrap().position;
+    assert!(after.epoch != before.epoch && after.offset > before.offset, "{before:?} {after:?}");
+}
+
 async fn start(server: &NatsServer, config: LogConfig) -> Result<(), SetupError> {
     NatsLog::start(PoolLinks::new(pool(vec![server.url()]).await), config).await.map(drop)
 }

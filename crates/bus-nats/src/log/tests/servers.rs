@@ -89,7 +89,11 @@ impl Live for Witness {
 impl Witness {
     pub async fn on(log: &NatsLog, channel: &str) -> Arc<Self> {
         let witness = Arc::new(Self::default());
-        log.subscribe(channel, witness.clone()).await.unwrap();
+        // On a busy machine the first ticks may take their time; until then a subscription is refused as temporary.
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while let Err(error) = log.subscribe(channel, witness.clone()).await {
+            assert!(Instant::now() < deadline, "{error}");
+        }
         witness
     }
 
