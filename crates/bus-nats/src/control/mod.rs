@@ -35,8 +35,10 @@ const GONE_AFTER: Duration = Duration::from_millis(3500);
 /// How long a newcomer listens for those that are there.
 const INTRODUCTION: Duration = Duration::from_millis(300);
 
-/// Calls that are remembered so that they are carried out once.
+/// Calls are remembered, with their answers, for as long as they may be repeated, so that they are carried out once; at
+/// most so many of them.
 const REMEMBERED: usize = 4096;
+const REMEMBER: Duration = Duration::from_secs(5);
 
 /// Orders and questions carried out at the same time; beyond it they are not taken, and their sender is told by silence.
 const MAX_RUNNING: usize = 1024;
@@ -65,7 +67,7 @@ type Answers = Vec<Vec<u8>>;
 #[derive(Default)]
 struct Seen {
     answers: HashMap<(u64, u64), Option<Answers>>,
-    order: VecDeque<(u64, u64)>,
+    order: VecDeque<((u64, u64), Instant)>,
 }
 
 impl Seen {
@@ -74,12 +76,12 @@ impl Seen {
         if let Some(known) = self.answers.get(&call) {
             return Some(known.clone());
         }
-        if self.order.len() >= REMEMBERED
-            && let Some(oldest) = self.order.pop_front()
-        {
+        let old = |(_, at): &(_, Instant)| at.elapsed() > REMEMBER;
+        while self.order.len() >= REMEMBERED || self.order.front().is_some_and(old) {
+            let Some((oldest, _)) = self.order.pop_front() else { break };
             self.answers.remove(&oldest);
         }
-        self.order.push_back(call);
+        self.order.push_back((call, Instant::now()));
         self.answers.insert(call, None);
         None
     }
