@@ -238,7 +238,7 @@ mod tests {
         let table = Report { machine, lines: vec![fast, slow, log], skipped }.table();
         let expected = "µs a delivery  5.25 µs  ≤ 6      met\n    $ plenum-bench deliveries\n\
                         rate           7,000 /s  ≥ 8,000  missed\n    $ plenum-bench handshakes\n    one round\n\nOn NATS\n\n\
-                        log                1 ×\n    $ plenum-bench nats\n\nElsewhere: skipped, no go\n";
+                        log                 1 ×\n    $ plenum-bench nats\n\nElsewhere: skipped, no go\n";
         let expected = expected.replace("  5.25 µs", "   5.25 µs");
         assert!(table.ends_with(&expected), "{table}");
     }
