@@ -207,10 +207,18 @@ async fn get(client: &Client, stream: &str, request: &Get) -> Result<Answer, Req
         let subject = format!("$JS.API.DIRECT.GET.{stream}");
         client.publish_with_reply(subject, inbox, body.into()).await.map_err(|_| SILENCE)?;
         let mut answer = Answer::default();
+        // Each message names the one before it in the answer: a connection that breaks and comes back in the middle may
+        // have swallowed some, and what is read counts as everything that there is.
+        let mut last = 0;
+        let hole = RequestError::Unavailable("a part of the answer was lost on the way");
         loop {
             let message = answers.next().await.ok_or(()).map_err(gone)?;
             match message.status.map(|status| status.as_u16()) {
                 Some(204) => {
+                    let named = message.headers.as_ref().and_then(|it| number(it, "Nats-Last-Sequence"));
+                    if named.is_some_and(|named| named != last) {
+                        return Err(hole);
+                    }
                     answer.up_to =
                         message.headers.as_ref().and_then(|it| number(it, "Nats-UpTo-Sequence")).unwrap_or(0);
                     return Ok(answer);
@@ -223,7 +231,12 @@ async fn get(client: &Client, stream: &str, request: &Get) -> Result<Answer, Req
                 }
                 None => {
                     let text = || RequestError::Malformed("no stored message".into());
-                    answer.messages.push(Stored::parse(message).ok_or_else(text)?);
+                    let stored = Stored::parse(message).ok_or_else(text)?;
+                    if several && stored.previous != last {
+                        return Err(hole);
+                    }
+                    last = stored.seq;
+                    answer.messages.push(stored);
                     if !several {
                         return Ok(answer);
                     }
