@@ -3,11 +3,23 @@
 //! Each port has one conformance suite (feature `conformance`) that every implementation passes.
 
 mod control;
+mod ledger;
 mod log;
 mod presence;
+mod quotas;
+mod replicas;
+mod results;
+mod sessions;
+mod tails;
 mod tokens;
 
 pub use control::*;
+pub use ledger::*;
 pub use log::*;
 pub use presence::*;
+pub use quotas::*;
+pub use replicas::*;
+pub use results::*;
+pub use sessions::*;
+pub use tails::*;
 pub use tokens::*;
