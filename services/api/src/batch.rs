@@ -1,11 +1,11 @@
 //! Many commands in one request.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use futures_util::FutureExt;
 use futures_util::future::{Shared, join_all};
-use futures_util::stream::{self, StreamExt};
+use futures_util::stream::{FuturesOrdered, StreamExt};
 use plenum_protocol::ErrorCode;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -14,14 +14,12 @@ use tokio::sync::oneshot;
 
 use crate::ApiError;
 use crate::decode::{object, objects};
-use crate::methods::{Calls, MAX_OPERATIONS};
+use crate::methods::{Calls, MAX_OPERATIONS, MAX_STARTED, begin};
 use crate::request::*;
 use crate::response::*;
 
 /// Bytes of replies after which the commands that are left are refused.
 const MAX_REPLY_BYTES: usize = 32 * 1024 * 1024;
-/// Commands of a parallel batch that run at the same time.
-const MAX_PARALLEL: usize = 1024;
 
 /// Many commands, carried out in their order, or at once when `parallel`.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
@@ -30,7 +28,8 @@ pub struct BatchRequest {
     #[serde(deserialize_with = "objects")]
     #[schemars(required, length(max = 10000))]
     pub commands: Option<Vec<Command>>,
-    /// Do not wait for a command before beginning the next. Publications to one channel keep their order all the same.
+    /// Do not wait for a command before beginning the next. Publications to one channel keep their order all the same;
+    /// those that follow one another are begun without waiting in any case, and everything else waits for them.
     pub parallel: Option<bool>,
 }
 
@@ -117,6 +116,18 @@ impl Command {
         one.chain(many)
     }
 
+    /// Whether its place among the publications of its channels is fixed only when it runs: a version is decided by the
+    /// channel's end, and what has no history does not pass through the log.
+    fn is_ordered_late(&self) -> bool {
+        let publish = self.publish.iter().map(|publish| (publish.version, publish.skip_history));
+        let broadcast = self.broadcast.iter().map(|broadcast| (broadcast.version, broadcast.skip_history));
+        publish.chain(broadcast).any(|(version, live)| version.is_some_and(|number| number > 0) || live == Some(true))
+    }
+
+    fn publishes(&self) -> bool {
+        self.publish.is_some() || self.broadcast.is_some()
+    }
+
     fn operations(&self) -> usize {
         self.publishes_into().count().max(1)
     }
@@ -134,30 +145,51 @@ impl BatchRequest {
             return Err(ApiError::new(ErrorCode::LIMIT_EXCEEDED, details));
         }
         let room = AtomicUsize::new(MAX_REPLY_BYTES);
-        let mut replies = Vec::with_capacity(commands.len());
-        if self.parallel.unwrap_or_default() {
-            let mut order = PublishOrder::default();
-            let running = commands.into_iter().map(|command| {
-                let (earlier, done) = order.place(&command);
-                let room = &room;
-                async move {
-                    join_all(earlier).await;
-                    let reply = reply(command, calls, room).await;
-                    drop(done);
-                    reply
-                }
+        let parallel = self.parallel.unwrap_or_default();
+        let mut order = PublishOrder::of(&commands);
+        let mut line = Line { running: FuturesOrdered::new(), sizes: VecDeque::new(), size: 0, replies: Vec::new() };
+        line.replies.reserve(commands.len());
+        for command in commands {
+            let (size, alone) = (command.operations(), !parallel && !command.publishes());
+            line.shorten(if alone { 0 } else { MAX_STARTED.saturating_sub(size) }).await?;
+            let (earlier, done) = order.place(&command);
+            let room = &room;
+            let reply = begin(async move {
+                join_all(earlier).await;
+                let reply = reply(command, calls, room).await;
+                drop(done);
+                reply
             });
-            // A command waits only for earlier ones, and those were begun before it.
-            let mut running = stream::iter(running).buffered(MAX_PARALLEL);
-            while let Some(reply) = running.next().await {
-                replies.push(reply?);
-            }
-        } else {
-            for command in commands {
-                replies.push(reply(command, calls, &room).await?);
+            line.running.push_back(reply);
+            line.sizes.push_back(size);
+            line.size += size;
+            if alone {
+                line.shorten(0).await?;
             }
         }
-        Ok(BatchResult { replies })
+        line.shorten(0).await?;
+        Ok(BatchResult { replies: line.replies })
+    }
+}
+
+/// Commands that were begun, in their order, and the replies to those before them.
+struct Line<F: Future> {
+    running: FuturesOrdered<F>,
+    /// Operations of each, and of all.
+    sizes: VecDeque<usize>,
+    size: usize,
+    replies: Vec<Box<RawValue>>,
+}
+
+impl<F: Future<Output = Result<Box<RawValue>, ApiError>>> Line<F> {
+    /// Waits for the first commands until those that are left have at most `size` operations.
+    async fn shorten(&mut self, size: usize) -> Result<(), ApiError> {
+        while self.size > size {
+            let Some(reply) = self.running.next().await else { return Ok(()) };
+            self.replies.push(reply?);
+            self.size -= self.sizes.pop_front().unwrap_or_default();
+        }
+        Ok(())
     }
 }
 
@@ -178,19 +210,30 @@ async fn reply(command: Command, calls: &Calls, room: &AtomicUsize) -> Result<Bo
 /// Resolves when a command ended, which drops the sender.
 type Ended = Shared<oneshot::Receiver<()>>;
 
-/// Makes each command wait for the one before it that publishes into the same channel.
-#[derive(Default)]
-struct PublishOrder(HashMap<String, Ended>);
+/// Has each command wait for the one before it that publishes into the same channel, where the calls alone do not fix
+/// the order.
+struct PublishOrder {
+    /// The place of some command is fixed late. One that waits delays all its channels, so this holds for the batch.
+    late: bool,
+    last: HashMap<String, Ended>,
+}
 
 impl PublishOrder {
+    fn of(commands: &[Command]) -> Self {
+        Self { late: commands.iter().any(Command::is_ordered_late), last: HashMap::new() }
+    }
+
     /// What to wait for, and what to drop at the end.
-    fn place(&mut self, command: &Command) -> (Vec<Ended>, oneshot::Sender<()>) {
+    fn place(&mut self, command: &Command) -> (Vec<Ended>, Option<oneshot::Sender<()>>) {
+        if !self.late {
+            return (Vec::new(), None);
+        }
         let (done, ended) = oneshot::channel();
         let ended = ended.shared();
         // A broadcast that names a channel twice must not wait for itself.
         let channels: BTreeSet<&String> = command.publishes_into().collect();
-        let earlier = channels.into_iter().filter_map(|channel| self.0.insert(channel.clone(), ended.clone()));
-        (earlier.collect(), done)
+        let earlier = channels.into_iter().filter_map(|channel| self.last.insert(channel.clone(), ended.clone()));
+        (earlier.collect(), Some(done))
     }
 }
 
@@ -213,12 +256,20 @@ mod tests {
     }
 
     #[test]
-    fn a_publication_waits_for_the_one_before_it_on_its_channel_alone() {
-        let mut order = PublishOrder::default();
-        let (first, first_done) = order.place(&command(r#"{"publish":{"channel":"a"}}"#));
-        let (other, _other_done) = order.place(&command(r#"{"publish":{"channel":"b"}}"#));
-        let (second, second_done) = order.place(&command(r#"{"broadcast":{"channels":["a","c","a"]}}"#));
-        let (third, _third_done) = order.place(&command(r#"{"publish":{"channel":"a"}}"#));
+    fn publications_to_one_channel_wait_for_each_other_where_a_version_decides() {
+        let mut commands = vec![
+            command(r#"{"publish":{"channel":"a"}}"#),
+            command(r#"{"publish":{"channel":"b","version":0,"skip_history":false}}"#),
+            command(r#"{"broadcast":{"channels":["a","c","a"]}}"#),
+            command(r#"{"publish":{"channel":"a"}}"#),
+        ];
+        let mut order = PublishOrder::of(&commands);
+        assert!(commands.iter().all(|command| order.place(command).0.is_empty()), "the calls fix the order");
+
+        commands.push(command(r#"{"publish":{"channel":"d","version":1}}"#));
+        let mut order = PublishOrder::of(&commands);
+        let [(first, first_done), (other, _), (second, second_done), (third, _third_done), _] =
+            std::array::from_fn(|index| order.place(&commands[index]));
         assert!(first.is_empty() && other.is_empty());
         assert_eq!((second.len(), third.len()), (1, 1));
         assert!(join_all(second.clone()).now_or_never().is_none());
@@ -227,6 +278,7 @@ mod tests {
         assert!(join_all(third.clone()).now_or_never().is_none());
         drop(second_done);
         assert!(join_all(third).now_or_never().is_some());
+        assert!(command(r#"{"broadcast":{"channels":["a"],"skip_history":true}}"#).is_ordered_late());
     }
 
     #[test]

@@ -3,7 +3,9 @@
 use std::sync::Arc;
 use std::time::Instant;
 
-use futures_util::stream::{FuturesOrdered, StreamExt};
+use futures_util::FutureExt;
+use futures_util::future::{Either, ready};
+use futures_util::stream::{self, StreamExt};
 use plenum_channels::{HistoryQuery, Node, OperationError, Publish, Published};
 use plenum_protocol::{ErrorCode, Unsubscribed};
 use plenum_telemetry::{ApiMethod, Metrics, ResultCode};
@@ -15,6 +17,8 @@ use crate::{ApiError, request, response};
 
 /// Most channels in one broadcast, and operations in one batch.
 pub(crate) const MAX_OPERATIONS: usize = 10_000;
+/// Publications of one request that wait for the log at the same time; well below what the log lets wait.
+pub(crate) const MAX_STARTED: usize = 1024;
 
 /// Carries calls out on a node and counts them.
 #[derive(Clone)]
@@ -40,6 +44,16 @@ impl Calls {
         self.metrics.api_requests(C::METHOD, ResultCode::new(code)).inc();
         self.metrics.api_seconds(C::METHOD).observe(started.elapsed().as_secs_f64());
         result
+    }
+}
+
+/// Begins what the future does: publications that are begun one after the other are ordered by that, whenever they are
+/// waited for.
+pub(crate) fn begin<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let mut begun = Box::pin(future);
+    match begun.as_mut().now_or_never() {
+        Some(output) => Either::Left(ready(output)),
+        None => Either::Right(begun),
     }
 }
 
@@ -72,13 +86,13 @@ impl Call for BroadcastRequest {
         // All begin in the order of the request; a channel that is named twice gets both in this order.
         let publishing = channels.into_iter().map(|channel| {
             let (node, payload) = (node.clone(), payload.clone());
-            async move {
+            begin(async move {
                 let channel = check::channel_name("channels", channel)?;
                 let published = node.publish(publication(channel, payload)).await?;
                 Ok::<PublishResult, ApiError>(published.into())
-            }
+            })
         });
-        let publishing: FuturesOrdered<_> = publishing.collect();
+        let publishing = stream::iter(publishing).buffered(MAX_STARTED);
         Ok(BroadcastResult { responses: publishing.map(Response::from).collect().await })
     }
 }
