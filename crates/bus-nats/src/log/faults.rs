@@ -11,6 +11,10 @@ pub(crate) struct Faults {
     pub lost: AtomicU32,
     /// Ticks lead to nothing.
     pub ignore_ticks: AtomicBool,
+    /// Ticks are signs of life and nothing more: what they cover stays unknown.
+    pub hold_ticks: AtomicBool,
+    /// A new leader leads to nothing.
+    pub ignore_elections: AtomicBool,
     /// Reads take the first answer for fresh.
     pub believe_stale: AtomicBool,
     /// A message that names no known predecessor is taken for a duplicate when it names an older one.

@@ -23,7 +23,7 @@ use super::jetstream::{RequestError, Stored};
 use super::links::Links;
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
-use super::workers::{Command, Sink};
+use super::workers::{Command, Look, Sink};
 use crate::channel_token;
 
 /// Live messages taken from one subscription before others have their turn.
@@ -158,7 +158,7 @@ impl Worker {
                 }
             }
             Command::Require { id, seq } => self.later.push_back((Instant::now() + GRACE, id, seq)),
-            Command::Verify { shard } => self.verify(shard),
+            Command::Verify { only } => self.verify(only),
             Command::Reincarnated { shard } => self.reincarnated(shard),
         }
     }
@@ -391,23 +391,24 @@ impl Worker {
         .boxed()
     }
 
-    fn verify(&mut self, only: Option<(usize, u64)>) {
+    fn verify(&mut self, only: Option<Look>) {
         let mut by_shard: HashMap<usize, Vec<(u64, Arc<str>)>> = HashMap::new();
         let mut shards: HashMap<usize, Arc<Shard>> = HashMap::new();
         for (id, channel) in &self.channels {
             let index = channel.shard.index;
-            if only.is_none_or(|(shard, _)| shard == index) {
+            if only.is_none_or(|look| look.shard == index) {
                 by_shard.entry(index).or_default().push((*id, channel.name.clone()));
                 shards.entry(index).or_insert_with(|| channel.shard.clone());
             }
         }
         for (index, channels) in by_shard {
             let shard = &shards[&index];
-            let behind = only.map_or_else(|| shard.chain().through, |(_, behind)| behind);
+            let all = Look { shard: index, behind: shard.chain().through, required: 0 };
+            let look = only.unwrap_or(all);
             for part in channels.chunks(repair::VERIFY_BATCH) {
                 let (shard, links, part) = (shard.clone(), self.links.clone(), part.to_vec());
                 let job = async move {
-                    let (current, lasts) = repair::verify(&*links, &shard, part, behind).await;
+                    let (current, lasts) = repair::verify(&*links, &shard, part, look).await;
                     Done::Verified { current, lasts }
                 };
                 self.jobs.push(job.boxed());

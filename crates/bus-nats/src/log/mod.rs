@@ -10,6 +10,7 @@ mod chain;
 mod chain_tests;
 mod config;
 mod digest;
+mod elections;
 mod entry;
 mod event;
 #[cfg(test)]

@@ -14,6 +14,7 @@ use super::live::Joined;
 use super::names::Kind;
 use super::setup::stream_info;
 use super::shard::{Current, Shard};
+use super::workers::Look;
 
 /// Channels looked up with one request.
 pub(super) const VERIFY_BATCH: usize = 500;
@@ -123,12 +124,13 @@ async fn try_fill(
     Ok(Filled { items, through, complete })
 }
 
-/// Looks up the last sequence of those channels that have something behind sequence `behind`; goes on until it succeeds or the shard is another stream.
+/// Looks up the last sequence of those channels that have something behind [`Look::behind`]; goes on until it succeeds or
+/// the shard is another stream.
 pub(super) async fn verify(
     links: &dyn Links,
     shard: &Shard,
     channels: Vec<(u64, Arc<str>)>,
-    behind: u64,
+    look: Look,
 ) -> (Arc<Current>, Vec<(u64, u64)>) {
     let before = shard.current();
     let subjects: Vec<String> = channels.iter().map(|(_, name)| shard.names.publication(name)).collect();
@@ -137,7 +139,7 @@ pub(super) async fn verify(
         if shard.current().stream != before.stream {
             return (before, Vec::new());
         }
-        if let Ok(fresh) = shard.fresh(&links.any(), &subjects, behind + 1, 0).await {
+        if let Ok(fresh) = shard.fresh(&links.any(), &subjects, look.behind + 1, look.required).await {
             let last = |stored: &Stored| match shard.names.kind(&stored.subject) {
                 Some(Kind::Publication(name)) => ids.get(&*name).map(|id| (*id, stored.seq)),
                 _ => None,

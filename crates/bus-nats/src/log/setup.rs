@@ -128,6 +128,15 @@ pub(super) struct Incarnation {
 pub(super) struct StreamInfo {
     pub config: Value,
     pub state: StreamState,
+    #[serde(default)]
+    pub cluster: Option<StreamCluster>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct StreamCluster {
+    /// Name of the server that leads the stream; none while there is no leader.
+    #[serde(default)]
+    pub leader: Option<String>,
 }
 
 #[derive(Clone, Debug, Deserialize)]

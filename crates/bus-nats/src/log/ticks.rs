@@ -11,6 +11,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::config::LogConfig;
 use super::digest::{Collector, Digest, Link};
+use super::elections::{Elections, look_after};
 use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, get_last, parse_api};
 use super::links::Links;
 use super::names::Kind;
@@ -78,6 +79,7 @@ impl Ticker {
         let mut moved = Instant::now();
         let mut not_before = Instant::now();
         let mut live = self.listen().await;
+        let mut elections = Elections::of(self.shard.clone(), self.links.clone());
         let mut inspected = Instant::now();
         let mut refused = 0;
         let mut high = (Instant::now(), None);
@@ -88,6 +90,9 @@ impl Ticker {
                     self.refresh().await;
                     // A sign that nothing explains must not keep this task busy.
                     tokio::time::sleep(Duration::from_millis(50)).await;
+                }
+                () = elections.next() => {
+                    tokio::spawn(look_after(self.shard.clone(), self.links.clone(), self.workers.clone()));
                 }
                 message = next(&mut live) => match message {
                     Some(message) => self.arrived(message).await,
@@ -108,7 +113,7 @@ impl Ticker {
                     }
                     if inspected.elapsed() >= INSPECT_EVERY {
                         inspected = Instant::now();
-                        self.inspect().await;
+                        self.inspect(&mut elections).await;
                     }
                     if high.1.is_none() && high.0.elapsed() >= NOTE_EVERY - NOTE_AGE {
                         high.1 = Some((self.shard.current(), self.shard.seen()));
@@ -173,6 +178,11 @@ impl Ticker {
     fn take(&self, stored: &Stored, live: bool) -> Option<Link> {
         let digest = Digest::decode(stored.payload.clone())?;
         self.shard.see(&stored.stream, stored.seq);
+        #[cfg(test)]
+        if super::faults::Faults::on(&self.shard.faults.hold_ticks) {
+            self.shard.alive(stored.time_ms, digest.writer);
+            return Some(Link::Next);
+        }
         let mut probe = self.shard.chain();
         let link = probe.take(stored.seq, &digest);
         if link == Link::Next {
@@ -207,7 +217,7 @@ impl Ticker {
                 if self.take(stored, false) == Some(Link::Missing)
                     && let Some(digest) = Digest::decode(stored.payload.clone())
                 {
-                    self.workers.verify_shard(&self.shard, self.shard.chain().through);
+                    self.workers.verify_shard(&self.shard, self.shard.chain().through, 0);
                     self.shard.with_chain(|chain| {
                         chain.newest = stored.seq;
                         chain.through = digest.through;
@@ -329,7 +339,7 @@ impl Ticker {
     }
 
     /// Looks whether the stream is there and still keeps its promises.
-    async fn inspect(&self) {
+    async fn inspect(&self, elections: &mut Elections) {
         let current = self.shard.current();
         let client = self.links.any();
         match stream_info(&client, &current.stream).await {
@@ -341,6 +351,7 @@ impl Ticker {
                 } else {
                     self.shard.set_broken(None);
                 }
+                elections.seen(&info);
             }
             Err(RequestError::Refused { code: 10059, .. }) => self.refresh().await,
             Err(error) => tracing::debug!(stream = current.stream, %error, "the stream cannot be inspected"),

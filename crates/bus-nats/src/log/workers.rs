@@ -34,14 +34,25 @@ pub(super) enum Command {
         id: u64,
         seq: u64,
     },
-    /// Look up the end of every channel, or of those of one shard, as far as it lies behind a sequence.
+    /// Look up the end of every channel, or of those of one shard.
     Verify {
-        shard: Option<(usize, u64)>,
+        only: Option<Look>,
     },
     /// The shard is another stream now.
     Reincarnated {
         shard: usize,
     },
+}
+
+/// A look at the ends of one shard's channels.
+#[derive(Clone, Copy)]
+pub(super) struct Look {
+    /// The shard's index.
+    pub shard: usize,
+    /// Everything through here is known.
+    pub behind: u64,
+    /// The answer must come from a server that knows this sequence.
+    pub required: u64,
 }
 
 /// The way to the workers.
@@ -74,13 +85,14 @@ impl Workers {
         }
     }
 
-    /// Everything of the shard through `behind` is known from ticks.
-    pub fn verify_shard(&self, shard: &Shard, behind: u64) {
-        self.send_all(|| Command::Verify { shard: Some((shard.index, behind)) });
+    /// Everything of the shard through `behind` is known from ticks; what it has through `required` is looked at.
+    pub fn verify_shard(&self, shard: &Shard, behind: u64, required: u64) {
+        let look = Look { shard: shard.index, behind, required };
+        self.send_all(|| Command::Verify { only: Some(look) });
     }
 
     pub fn verify_all(&self) {
-        self.send_all(|| Command::Verify { shard: None });
+        self.send_all(|| Command::Verify { only: None });
     }
 
     pub fn reincarnated(&self, shard: &Shard) {

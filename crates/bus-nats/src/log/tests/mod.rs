@@ -6,6 +6,7 @@ mod appending;
 mod cluster;
 mod cluster_faults;
 mod conformance;
+mod elections;
 mod incarnations;
 mod operations;
 mod repair;

@@ -13,33 +13,21 @@ use crate::testing::{NatsServer, Proxy, ServerOptions};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// The account that docs/log.md lists, and nothing more, is enough.
+/// The account of deploy/nats/plenum.conf, which docs/log.md lists, and nothing more, is enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_permissions_suffice() {
-    let permissions = r#"
-authorization {
-  users: [{
-    user: replica, password: secret
-    permissions: {
-      publish: [
-        "p.log.>", "p.live.>", "p.control.>", "$KV.p-cluster.>", "_INBOX.>", "plenum.probe.>",
-        "$JS.API.DIRECT.GET.*", "$JS.API.STREAM.INFO.*", "$JS.API.STREAM.CREATE.*", "$JS.API.STREAM.UPDATE.*",
-        "$JS.API.STREAM.NAMES", "$JS.API.STREAM.MSG.GET.KV_p-cluster"
-      ]
-      subscribe: ["p.live.>", "p.control.>", "_INBOX.>", "plenum.probe.>"]
-    }
-  }]
-}"#;
-    let options = ServerOptions { settings: permissions.into(), ..ServerOptions::default() };
+    let account = include_str!("../../../../../deploy/nats/plenum.conf").replace("$PLENUM_NATS_PASSWORD", "secret");
+    let options = ServerOptions { settings: account, ..ServerOptions::default() };
     let server = NatsServer::start_with(options).await.unwrap();
     let mut settings = PoolConfig::new(vec![server.url()]);
-    settings.credentials = Credentials::UserPassword { user: "replica".into(), password: "secret".into() };
+    settings.inbox_prefix = "_INBOX_plenum".into();
+    settings.credentials = Credentials::UserPassword { user: "plenum".into(), password: "secret".into() };
     let pool = Pool::connect(settings).await.unwrap();
     pool.wait_ready(PATIENCE).await.unwrap();
     let links = PoolLinks::new(pool.clone());
     let mut complaints = pool.events();
-    let log = NatsLog::start(links.clone(), config("p", 1)).await.unwrap();
-    let control = NatsControl::start(links, "p").await.unwrap();
+    let log = NatsLog::start(links.clone(), config("plenum", 1)).await.unwrap();
+    let control = NatsControl::start(links, "plenum").await.unwrap();
     let witness = Witness::on(&log, "channel").await;
     let offset = publish(&log, "channel", "1").await;
     assert!(witness.gets(offset, PATIENCE).await);
