@@ -42,6 +42,7 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
         }
     }
     super::nats::check(config, warnings, checks.problems);
+    super::redis::check(config, checks.problems);
     warn(config, warnings);
 }
 

@@ -4,6 +4,7 @@ mod check;
 mod error;
 mod nats;
 mod print;
+mod redis;
 mod secret;
 mod sections;
 mod source;
@@ -221,6 +222,7 @@ fn read(mut tree: Map<String, Value>, config: &mut Config, problems: &mut Vec<Pr
     config.retention_groups = RetentionGroups::take(&mut channel, problems);
     set(&mut config.channel, channel, "channel", problems);
     set(&mut config.nats, section("nats"), "nats", problems);
+    set(&mut config.redis, section("redis"), "redis", problems);
     set(&mut config.http_api, section("http_api"), "http_api", problems);
     set(&mut config.websocket, section("websocket"), "websocket", problems);
     set(&mut config.prometheus, section("prometheus"), "prometheus", problems);
@@ -288,6 +290,7 @@ fn tree(config: &Config) -> Map<String, Value> {
         ("client".to_owned(), client.into()),
         ("channel".to_owned(), channel.into()),
         ("nats".to_owned(), object(&config.nats).into()),
+        ("redis".to_owned(), object(&config.redis).into()),
         ("http_api".to_owned(), object(&config.http_api).into()),
         ("websocket".to_owned(), object(&config.websocket).into()),
         ("prometheus".to_owned(), object(&config.prometheus).into()),

@@ -381,7 +381,8 @@ fn check_pool(pool: &NatsPool, report: Report<'_>) {
     }
 }
 
-fn is_name(name: &str) -> bool {
+/// Whether it may be part of a subject, of a stream's name and of a key.
+pub(super) fn is_name(name: &str) -> bool {
     let allowed = |byte: u8| byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_');
     (1..=32).contains(&name.len()) && name.bytes().all(allowed)
 }
@@ -403,10 +404,10 @@ fn warn(config: &Config, groups: &[RetentionGroup], warnings: &mut Vec<String>) 
             ));
         }
     }
-    if options.iter().any(|options| options.presence || options.join_leave) {
+    if !config.redis.enabled() && options.iter().any(|options| options.presence || options.join_leave) {
         warnings.push(
-            "presence is each replica's own in this version: presence, presence_stats and the leave of a replica that \
-             died say only what the asked replica knows"
+            "presence is each replica's own without redis.servers: presence, presence_stats and the leave of a replica \
+             that died say only what the asked replica knows"
                 .into(),
         );
     }

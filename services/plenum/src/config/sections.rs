@@ -8,6 +8,7 @@ use plenum_tokens::TokenConfig;
 use serde::{Deserialize, Serialize};
 
 use super::nats::{Nats, RetentionGroups};
+use super::redis::Redis;
 use super::secret::Secret;
 
 /// The whole configuration.
@@ -29,6 +30,8 @@ pub struct Config {
     pub retention_groups: RetentionGroups,
     /// `nats`
     pub nats: Nats,
+    /// `redis`
+    pub redis: Redis,
     /// `http_api`
     pub http_api: HttpApi,
     /// `websocket`

@@ -372,6 +372,28 @@ const RETENTION_GROUP: &[Entry] = &[
     ("max_bytes", Number, "! As nats.max_bytes."),
 ];
 
+const REDIS: &[Entry] = &[
+    (
+        "redis.servers",
+        Words,
+        "! Addresses of Redis (host:port; some nodes of a cluster), for presence, sessions and limits of all replicas together; empty: each replica has its own. Needs nats.servers.",
+    ),
+    ("redis.mode", Text, "! cluster or standalone."),
+    ("redis.user", Text, "! ACL user at Redis; with redis.password."),
+    ("redis.password", Secret, "! The user's password, or that of the default user."),
+    ("redis.tls.enabled", Switch, "! Speaks TLS with Redis."),
+    ("redis.tls.server_ca_pem", Text, "! Path of a PEM file with the CA to trust instead of the system's."),
+    ("redis.tls.cert_pem", Text, "! Path of a PEM file with the client's certificate chain; with key_pem."),
+    ("redis.tls.key_pem", Text, "! Path of a PEM file with the client certificate's key."),
+    ("redis.prefix", Text, "! Begins every key: 1 to 32 of a-z A-Z 0-9 - _; the same on all replicas."),
+    ("redis.connect_timeout", Duration, "! Limit of one attempt to connect; 50ms to 900ms."),
+    (
+        "redis.command_timeout",
+        Duration,
+        "! Limit of one call; 50ms to 900ms. Beyond it the caller gets a temporary error.",
+    ),
+];
+
 const SERVICES: &[Entry] = &[
     ("http_api.disabled", Switch, "Switches the server API off."),
     ("http_api.handler_prefix", Text, "Path of the server API."),
@@ -403,7 +425,7 @@ const SERVICES: &[Entry] = &[
 pub fn rows() -> &'static [Row] {
     static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
         let mut rows = Vec::new();
-        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, NATS, SERVICES].into_iter().flatten() {
+        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, NATS, REDIS, SERVICES].into_iter().flatten() {
             match *key {
                 "http_server.tls" | "http_server.internal_tls" => group(&mut rows, key, TLS),
                 "client.token" => group(&mut rows, key, TOKEN),
