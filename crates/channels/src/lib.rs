@@ -7,6 +7,7 @@
 
 mod burst;
 mod channel;
+mod drain;
 mod error;
 mod hub;
 mod idempotency;

@@ -235,21 +235,6 @@ impl Node {
         self.accepting.store(false, Ordering::Relaxed);
     }
 
-    /// Closes every connection with 3001, so that clients come back elsewhere, and waits at most `grace` for the
-    /// last to end. Returns how many were left.
-    pub async fn shutdown(&self, grace: Duration) -> usize {
-        self.stop_accepting();
-        let deadline = Instant::now() + grace;
-        self.registry.for_each(|outbox| outbox.close(Disconnect::SHUTDOWN));
-        while self.registry.len() > 0 && Instant::now() < deadline {
-            tokio::time::sleep(Duration::from_millis(10)).await;
-        }
-        if let Err(error) = self.presence.resign().await {
-            tracing::warn!(%error, "the presence lease was not given up: it ends by itself");
-        }
-        self.registry.len()
-    }
-
     fn describe(&self) -> NodeInfo {
         let (mut channels, mut subs) = (0, 0);
         self.hub.for_each(|_, members| {

@@ -60,6 +60,8 @@ pub(crate) enum Mail {
     },
     /// The replica's presence lease lapsed: join again.
     Announce,
+    /// The replica drains: answer what is under way, then close so that the client comes back elsewhere.
+    Move,
     /// An order from the server API.
     Order(Arc<Order>),
 }

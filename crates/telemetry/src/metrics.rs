@@ -51,6 +51,8 @@ pub struct Metrics {
     pub outbox_overflows: IntCounter,
     /// Pings that a client left unanswered.
     pub missed_pongs: IntCounter,
+    /// Connections that are still open while the replica drains.
+    pub draining_connections: IntGauge,
     /// Seconds from an append to the log's acknowledgement.
     pub log_append_seconds: Histogram,
     /// Seconds that a read of the log took.
@@ -99,6 +101,11 @@ impl Metrics {
                 r,
                 "plenum_outbox_overflows_total",
                 "Connections closed because too much waited to be written.",
+            )?,
+            draining_connections: gauge(
+                r,
+                "plenum_draining_connections",
+                "Connections still open while the replica drains; 0 otherwise.",
             )?,
             missed_pongs: counter(r, "plenum_missed_pongs_total", "Pings that a client left unanswered.")?,
             log_append_seconds: histogram(

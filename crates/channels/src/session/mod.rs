@@ -91,6 +91,8 @@ pub struct Session {
     beat: Beat,
     /// User id that the transport vouches for.
     vouched: Option<Box<str>>,
+    /// The replica drains: nothing more is read, and the connection closes once its commands have been answered.
+    leaving: bool,
 }
 
 impl Session {
@@ -105,6 +107,7 @@ impl Session {
             flight: None,
             beat,
             vouched: link.user.map(Into::into),
+            leaving: false,
         }
     }
 
@@ -139,11 +142,13 @@ impl Session {
     }
 
     /// Whether the transport shall read: false while as many commands are under way as
-    /// `client.max_in_flight_commands` allows, or one waits for another.
+    /// `client.max_in_flight_commands` allows, or one waits for another, and while the replica drains: what is not read
+    /// was not acknowledged.
     pub fn wants_frames(&self) -> bool {
-        self.flight.as_ref().is_none_or(|flight| {
-            flight.waiting.is_empty() && flight.len() < self.node.settings().client.max_in_flight_commands
-        })
+        !self.leaving
+            && self.flight.as_ref().is_none_or(|flight| {
+                flight.waiting.is_empty() && flight.len() < self.node.settings().client.max_in_flight_commands
+            })
     }
 
     /// Drives the commands under way and those that waited for them. Registers the waker for more.
@@ -158,7 +163,9 @@ impl Session {
 
     /// Everything in the outbox was written: subscriptions that catch up read on. [`Session::poll`] follows.
     pub fn on_flushed(&mut self) {
-        self.catch_up();
+        if !self.leaving {
+            self.catch_up();
+        }
     }
 
     /// The connection is gone; its subscriptions end.
@@ -221,6 +228,12 @@ impl Session {
     fn settle(&mut self) {
         if self.flight.as_ref().is_some_and(|flight| flight.is_idle()) {
             self.flight = None;
+        }
+        if self.leaving {
+            if self.flight.is_none() {
+                self.close(Disconnect::SHUTDOWN);
+            }
+            return;
         }
         if self.outbox.pending_bytes() == 0 {
             self.catch_up();

@@ -28,6 +28,7 @@ impl Session {
                     }
                 }
                 Mail::Announce => self.announce_again(),
+                Mail::Move => self.leaving = true,
                 Mail::Order(order) => self.obey(&order),
             }
         }

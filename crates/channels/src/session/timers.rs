@@ -66,6 +66,9 @@ impl Session {
         if now >= self.beat.scheduled {
             self.beat.scheduled = u32::MAX;
         }
+        if self.leaving {
+            self.settle();
+        }
         if self.outbox.is_closing() {
             return;
         }

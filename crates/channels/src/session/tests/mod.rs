@@ -3,6 +3,7 @@
 mod access;
 mod bounds;
 mod commands;
+mod draining;
 mod joining;
 mod lost;
 mod recovery;
