@@ -42,6 +42,8 @@ class Server:
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.route_port, self.monitor_port = ports
         self.password = password
+        # Where clients reach it, and what starts it elsewhere than on this machine's own network.
+        self.host, self.command = "127.0.0.1", []
         self.clustered = len(routes) > 1
         lines = [
             f"server_name: {self.name}",
@@ -59,13 +61,13 @@ class Server:
 
     @property
     def url(self):
-        return f"nats://127.0.0.1:{self.port}"
+        return f"nats://{self.host}:{self.port}"
 
     def start(self):
         environment = dict(os.environ, PLENUM_NATS_PASSWORD=self.password)
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
-                [str(BINARY), "-c", str(self.folder / "server.conf")],
+                [*self.command, str(BINARY), "-c", str(self.folder / "server.conf")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=environment, start_new_session=True,
             )
 
@@ -80,7 +82,7 @@ class Server:
             return False
 
     def _ask(self, path):
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.monitor_port}/{path}", timeout=2) as response:
+        with urllib.request.urlopen(f"http://{self.host}:{self.monitor_port}/{path}", timeout=2) as response:
             return json.loads(response.read())
 
     def ask_to_stop(self):

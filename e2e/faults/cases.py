@@ -6,7 +6,10 @@ import time
 from dataclasses import dataclass, field
 from typing import Callable
 
-from stack import Failure, Operator, until
+from failure import Failure
+from nats_operator import Operator
+from networks import unavailable
+from stack import get_json, until
 
 
 @dataclass
@@ -122,6 +125,38 @@ def leader_stalled(stack):
     cut_off_server(stack, stack.proxies.stall)
 
 
+@case("NATS leader cut off from its peers for 30 s, in network namespaces", 240, options={"spaced": True}, skip=unavailable())
+def leader_unplugged(stack):
+    leader = stack.leader()
+    number = stack.cluster.servers.index(leader)
+    stack.networks.cut(number)
+    begin = time.monotonic()
+    until("the NATS server that was cut off misses its peers", lambda: not leader.ready(), 25)
+    time.sleep(max(0, begin + 30 - time.monotonic()))
+    stack.progress(5, 60)
+    stack.networks.restore(number)
+    stack.nats_ready(90)
+    stack.progress(20, 60)
+
+
+@case(
+    "slow consumer: NATS drops a connection of a replica that does not read", 90,
+    load={"pauseMs": 10, "bytes": 32_000}, options={"server_lines": ['write_deadline: "1s"', "max_pending: 8MB"]},
+)
+def slow_consumer(stack):
+    def slow():
+        return sum(get_json(server, "varz")["slow_consumers"] for server in stack.cluster.servers)
+
+    before = slow()
+    stack.replicas[2].freeze()
+    try:
+        until("NATS finds the replica's connections too slow", lambda: slow() > before, 30)
+        time.sleep(5)
+    finally:
+        stack.replicas[2].thaw()
+    stack.progress(40, 40)
+
+
 @case("replica frozen for 8 s under load", 60, load={"pauseMs": 20})
 def replica_frozen(stack):
     stack.replicas[2].freeze()
@@ -130,14 +165,49 @@ def replica_frozen(stack):
     stack.progress(40, 40)
 
 
-@case("streams deleted by an operator", 120, told="all")
-def streams_deleted(stack):
-    operator = Operator(stack.cluster.servers[0].port)
-    for name in stack.log_streams():
-        operator.request(f"$JS.API.STREAM.DELETE.{name}")
-    operator.close()
+def all_told(stack):
     stack.progress(20, 90)
     until("all subscribers told", lambda: not stack.load.ask("status")["untold"], 30)
+
+
+@case("streams deleted by an operator", 120, told="all")
+def streams_deleted(stack):
+    operator = Operator(stack.cluster.servers[0])
+    for name in stack.log_streams():
+        operator.delete(name)
+    operator.close()
+    all_told(stack)
+
+
+def behind_the_replicas_backs(stack, act):
+    """What an operator does to each stream while no replica can make a new one in its place."""
+    operator = Operator(stack.cluster.servers[0])
+    names = list(stack.log_streams())
+    for replica in stack.replicas:
+        replica.freeze()
+    try:
+        for name in names:
+            act(operator, name)
+    finally:
+        for replica in stack.replicas:
+            replica.thaw()
+        operator.close()
+
+
+@case("streams deleted and recreated by an operator under their names", 120, told="all")
+def streams_recreated(stack):
+    behind_the_replicas_backs(stack, Operator.recreate)
+    all_told(stack)
+
+
+@case("streams restored by an operator from an older backup", 120, told="all")
+def streams_restored(stack):
+    operator = Operator(stack.cluster.servers[0])
+    backups = {name: operator.backup(name) for name in stack.log_streams()}
+    operator.close()
+    stack.progress(60, 90)
+    behind_the_replicas_backs(stack, lambda operator, name: operator.restore(name, backups[name]))
+    all_told(stack)
 
 
 @case("disks of all NATS servers restored from an older backup", 180, told="all")
@@ -163,8 +233,7 @@ def backup_restored(stack):
         shutil.rmtree(server.folder / "store")
         (server.folder / "backup").rename(server.folder / "store")
     up()
-    stack.progress(20, 90)
-    until("all subscribers told", lambda: not stack.load.ask("status")["untold"], 30)
+    all_told(stack)
 
 
 @case(

@@ -7,7 +7,6 @@ import queue
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -19,17 +18,15 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "deploy/stack"))
 from cluster import BINARY as NATS_BINARY  # noqa: E402
 from cluster import PERMISSIONS, Cluster, free_port  # noqa: E402
+from failure import Failure  # noqa: E402
+from networks import Networks  # noqa: E402
+from nats_operator import PASSWORD  # noqa: E402
 from proxy import Proxies  # noqa: E402
 
 BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
 LOGS = ROOT / "target/e2e"
-PASSWORD = "a-password-of-the-test-suites-only"
 START_SECONDS = 40
 STOP_SECONDS = 20
-
-
-class Failure(Exception):
-    """A case that did not go as it must."""
 
 
 def until(what, condition, seconds):
@@ -43,8 +40,9 @@ def until(what, condition, seconds):
         time.sleep(0.05)
 
 
-def get_json(port, path):
-    with urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=2) as response:
+def get_json(server, path):
+    """What a NATS server says of itself."""
+    with urllib.request.urlopen(f"http://{server.host}:{server.monitor_port}/{path}", timeout=2) as response:
         return json.loads(response.read())
 
 
@@ -147,52 +145,31 @@ class Load:
         self.process.wait()
 
 
-class Operator:
-    """Requests to NATS of somebody who may do everything, over a bare connection."""
-
-    def __init__(self, port):
-        self.socket = socket.create_connection(("127.0.0.1", port), 10)
-        self.file = self.socket.makefile("rb")
-        self.file.readline()
-        login = {"verbose": False, "user": "operator", "pass": PASSWORD, "lang": "test", "version": "1"}
-        self.socket.sendall(f"CONNECT {json.dumps(login)}\r\nSUB _INBOX_operator 1\r\n".encode())
-
-    def request(self, subject, body=b""):
-        self.socket.sendall(f"PUB {subject} _INBOX_operator {len(body)}\r\n".encode() + body + b"\r\n")
-        while line := self.file.readline():
-            if line.startswith(b"MSG"):
-                size = int(line.split()[-1])
-                answer = json.loads(self.file.read(size + 2))
-                if "error" in answer:
-                    raise Failure(f"{subject}: {answer['error']}")
-                return answer
-            if line.startswith(b"PING"):
-                self.socket.sendall(b"PONG\r\n")
-            if line.startswith(b"-ERR"):
-                raise Failure(line.decode())
-        raise Failure("NATS closed the operator's connection")
-
-    def close(self):
-        self.socket.close()
-
-
 class Stack:
-    """Everything of one case. `nats` are settings of the replicas, `max_file` the storage of each NATS server."""
+    """Everything of one case.
 
-    def __init__(self, name, folder, nats=None, load=None, proxied_replica=False, proxied_routes=False, max_file="64G"):
+    `nats` are settings of the replicas, `max_file` the storage of each NATS server, `server_lines` more lines of its
+    configuration. The NATS servers are on loopback, or `spaced` in networks of their own.
+    """
+
+    def __init__(
+        self, name, folder, nats=None, load=None, proxied_replica=False, proxied_routes=False, spaced=False, max_file="64G",
+        server_lines=(),
+    ):
         LOGS.mkdir(parents=True, exist_ok=True)
         self.folder, self.slug = pathlib.Path(folder), re.sub(r"\W+", "-", name)
         self.proxies = Proxies()
         self.cluster = Cluster(3, folder, PASSWORD)
-        self.configure_nats(proxied_routes, max_file)
+        self.networks = Networks(3) if spaced else None
+        self.configure_nats(proxied_routes, max_file, server_lines)
         settings = json.loads((ROOT / "e2e/plenum.json").read_text())
         common = {"replicas": 3, "user": "plenum", "password": PASSWORD, **(nats or {})}
-        ports = [server.port for server in self.cluster.servers]
-        self.replica_links = [self.proxies.open(port) for port in ports] if proxied_replica else []
+        self.replica_links = [self.proxies.open(server.port) for server in self.cluster.servers] if proxied_replica else []
         self.replicas = []
         for number in range(3):
-            through = [link.port for link in self.replica_links] if number == 0 and proxied_replica else ports
-            urls = [f"nats://127.0.0.1:{port}" for port in through]
+            urls = self.cluster.urls
+            if number == 0 and proxied_replica:
+                urls = [f"nats://127.0.0.1:{link.port}" for link in self.replica_links]
             log_path = LOGS / f"faults-{self.slug}-replica-{number}.log"
             log_path.write_bytes(b"")
             self.replicas.append(Replica(number, folder, {**settings, "nats": {**common, "servers": urls}}, log_path))
@@ -203,7 +180,7 @@ class Stack:
         }
         self.load = None
 
-    def configure_nats(self, proxied_routes, max_file):
+    def configure_nats(self, proxied_routes, max_file, server_lines):
         """As deploy/stack writes it, with an operator in the account, and routes through proxies when asked for."""
         accounts = PERMISSIONS.read_text().replace(
             "users: [", "users: [\n      { user: operator, password: $PLENUM_NATS_PASSWORD }", 1
@@ -225,9 +202,22 @@ class Stack:
                 routes = json.dumps([f"nats-route://127.0.0.1:{port}" for port in lower])
                 text = re.sub(r"routes: \[.*\]", f"routes: {routes}", text)
                 cluster += 'advertise: "127.0.0.1:9", '
-            path.write_text(text.replace("cluster {", cluster))
+            if self.networks:
+                text = self.spaced(text, number)
+            path.write_text("\n".join([text.replace("cluster {", cluster), *server_lines, ""]))
+
+    def spaced(self, text, number):
+        """The server's configuration with addresses of its own networks."""
+        server, networks = self.cluster.servers[number], self.networks
+        server.host, server.command = networks.client_address(number), networks.command(number)
+        text = text.replace(f"127.0.0.1:{server.route_port}", f"{networks.peer_address(number)}:{server.route_port}")
+        for other, peer in enumerate(self.cluster.servers):
+            text = text.replace(f"127.0.0.1:{peer.route_port}", f"{networks.peer_address(other)}:{peer.route_port}")
+        return text.replace("127.0.0.1", server.host)
 
     def start(self):
+        if self.networks:
+            self.networks.start()
         self.cluster.start()
         for replica in self.replicas:
             replica.launch()
@@ -255,6 +245,8 @@ class Stack:
                 if server.log_path.exists():
                     shutil.copy(server.log_path, LOGS / f"faults-{self.slug}-nats-{number}.log")
             self.proxies.stop()
+            if self.networks:
+                self.networks.stop()
         return problem
 
     # NATS
@@ -264,7 +256,7 @@ class Stack:
         found = {}
         for server in self.cluster.servers:
             try:
-                accounts = get_json(server.monitor_port, "jsz?accounts=1&streams=1").get("account_details", [])
+                accounts = get_json(server, "jsz?accounts=1&streams=1").get("account_details", [])
             except (urllib.error.URLError, OSError, ValueError):
                 continue
             for account in accounts:

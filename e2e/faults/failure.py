@@ -1,0 +1,2 @@
+class Failure(Exception):
+    """A case that did not go as it must."""
