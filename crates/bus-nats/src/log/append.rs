@@ -5,6 +5,8 @@
 //! channel sends nothing more until everything in flight is resolved, and begins again with the oldest. An append whose
 //! successor was acknowledged first is never sent again, because it would land behind it: it is looked up instead.
 
+mod contact;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -20,6 +22,7 @@ use serde::Deserialize;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
+use self::contact::{Contact, RECENT, is_of_the_stream};
 use super::ack::{self, Found};
 use super::jetstream::{RequestError, parse_api};
 use super::line::{Line, Op, Request, State, finish, finish_unanswered};
@@ -41,9 +44,6 @@ const CHANNEL_WINDOW: usize = 256;
 
 const FIRST_PAUSE: Duration = Duration::from_millis(20);
 const LONGEST_PAUSE: Duration = Duration::from_millis(500);
-
-/// Attempts without any answer for this long, on a connection that lives: leave its server.
-const MOVE_AFTER: Duration = Duration::from_secs(6);
 
 /// A connection is given back after this long, so that the pool may replace it.
 const HOLD: Duration = Duration::from_secs(60);
@@ -105,8 +105,7 @@ struct Lane {
     /// Channels that wait for room in the window.
     starved: VecDeque<Arc<str>>,
     lookups: FuturesUnordered<BoxFuture<'static, Resolved>>,
-    last_answer: Instant,
-    moved: Instant,
+    contact: Contact,
     client: Held,
     /// When the connection was taken.
     held_since: Instant,
@@ -132,8 +131,7 @@ impl Lane {
             sent: HashMap::new(),
             starved: VecDeque::new(),
             lookups: FuturesUnordered::new(),
-            last_answer: now,
-            moved: now,
+            contact: Contact::new(),
             client,
             held_since: now,
             connects: 0,
@@ -277,6 +275,7 @@ impl Lane {
             let (subject, payload) = (op.request.subject.clone(), op.request.payload.clone());
             #[cfg(test)]
             let subject = match super::faults::Faults::take(&op.request.shard.faults.misroute) {
+            self.contact.sent(now);
                 true => "nobody.listens.here".into(),
                 false => subject,
             };
@@ -309,7 +308,11 @@ impl Lane {
         if message.status == Some(StatusCode::NO_RESPONDERS) {
             self.failed(number, "the stream has no leader".into(), false);
         } else {
-            match parse_api::<Ack>(&message.payload) {
+            let answer = parse_api::<Ack>(&message.payload);
+            if answer.as_ref().map_or_else(is_of_the_stream, |_| true) {
+                self.contact.useful(Instant::now(), self.sent.len() > 1);
+            }
+            match answer {
                 Ok(ack) => self.acknowledged(number, &channel, ack),
                 Err(error) => self.refused(number, &channel, error),
             }
@@ -526,8 +529,25 @@ impl Lane {
                 self.give_up(op, &channel);
             }
         }
-        if !self.sent.is_empty() && self.last_answer.elapsed() > MOVE_AFTER && self.moved.elapsed() > MOVE_AFTER {
-            self.moved = now;
+        let lives = || {
+            let mut oldest = self.lines.values().filter_map(|line| line.ops.front());
+            oldest.any(|op| op.request.called.elapsed() > RECENT && op.request.shard.silence().0 < RECENT)
+        };
+        #[cfg(test)]
+        let stays = self
+            .lines
+            .values()
+            .flat_map(|line| &line.ops)
+            .any(|op| super::faults::Faults::on(&op.request.shard.faults.stay));
+        #[cfg(test)]
+        if stays {
+            self.contact.renewed(now);
+        }
+        if self.contact.is_due(now, lives) {
+            tracing::warn!(
+                connection = self.client.connection(),
+                "no stream takes appends here; moving to another server"
+            );
             self.links.leave(self.client.connection());
         }
         for channel in due {
@@ -562,3 +582,9 @@ async fn answer(answers: &mut Option<Subscriber>) -> Option<Message> {
         None => std::future::pending().await,
     }
 }
+        if broken {
+            self.contact.renewed(now);
+        }
+        if self.lines.is_empty() {
+            self.contact.idle();
+        }

@@ -43,3 +43,5 @@ impl Faults {
         switch.load(Ordering::SeqCst)
     }
 }
+    /// No server is left because it takes no appends.
+    pub stay: AtomicBool,

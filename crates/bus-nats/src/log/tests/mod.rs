@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 mod appending;
+mod appending_elsewhere;
 mod cluster;
 mod cluster_faults;
 mod conformance;

@@ -1,0 +1,58 @@
+//! Appends by a connection to a server that is cut off from its peers.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use plenum_channels::{AppendError, Log};
+
+use super::servers::{config, prefix, publish, replica, request};
+use crate::log::{NatsLog, PoolLinks};
+use crate::pool::{Pool, PoolConfig, Role};
+use crate::testing::NatsCluster;
+
+/// The server keeps its clients and says at once that nobody is there: the lane leaves it and the append succeeds elsewhere.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_is_cut_off_is_left() {
+    let cluster = NatsCluster::start_proxied().await.unwrap();
+    let prefix = prefix();
+    // Others write the ticks.
+    let others = replica(cluster.urls(), config(&prefix, 3)).await;
+    let faults = std::sync::Arc::new(crate::log::faults::Faults::default());
+    let pool_config =
+        PoolConfig { publishing: 1, min_publishing: 1, max_publishing: 1, ..PoolConfig::new(cluster.urls()) };
+    let pool = Pool::connect(pool_config).await.unwrap();
+    pool.wait_ready(std::time::Duration::from_secs(20)).await.unwrap();
+    let mut config = config(&prefix, 3);
+    config.faults = faults.clone();
+    let log = NatsLog::start(PoolLinks::new(pool.clone()), config).await.unwrap();
+    let server = || {
+        let found = pool.stats().connections.into_iter().find(|one| one.role == Role::Publishing).unwrap().server;
+        cluster.servers.iter().position(|one| one.url().ends_with(&found)).unwrap()
+    };
+    let cut_off = server();
+    // A channel whose stream is led by another server, if there is one: there nobody answers at once.
+    let client = async_nats::connect(cluster.urls()).await.unwrap();
+    let mut channel = String::new();
+    for number in 0..32 {
+        channel = format!("channel {number}");
+        let leader = cluster.stream_leader(&client, &log.shard(&channel).current().stream).await;
+        if leader.is_some_and(|leader| leader != cut_off) {
+            break;
+        }
+    }
+    publish(&log, &channel, "before").await;
+    for proxy in cluster.routes_of(cut_off) {
+        proxy.cut();
+    }
+    faults.stay.store(true, Ordering::SeqCst);
+    let refused = log.append(request(&channel, "without the rule")).await;
+    assert!(matches!(refused, Err(AppendError::Unavailable { .. } | AppendError::Indeterminate)), "{refused:?}");
+    assert_eq!(server(), cut_off);
+    faults.stay.store(false, Ordering::SeqCst);
+    let start = Instant::now();
+    let appended = log.append(request(&channel, "after")).await;
+    eprintln!("without the rule {refused:?}; with it appended elsewhere after {:?}", start.elapsed());
+    assert!(appended.is_ok(), "{appended:?}");
+    assert_ne!(server(), cut_off);
+    drop(others);
+}
