@@ -70,6 +70,11 @@ impl Api {
         path.strip_prefix(&self.config.prefix).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
     }
 
+    /// Whether a request carries one of the API's keys; never without keys, whatever `insecure` says.
+    pub fn admits(&self, headers: &http::HeaderMap, query: Option<&str>) -> bool {
+        self.config.keys.admit(headers, query)
+    }
+
     /// Answers one request. Always complete; never panics on what a caller sends.
     pub async fn route<B>(&self, request: Request<B>) -> HttpReply
     where

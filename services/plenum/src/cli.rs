@@ -27,6 +27,8 @@ pub enum Command {
     Api(Settings),
     /// Only background work, health and metrics (needs NATS); there is none yet but to keep the log's clock.
     Worker(Settings),
+    /// Ask a running process to move its connections elsewhere at a steady pace and end, as SIGTERM does.
+    Drain(Drain),
     /// Check and explain the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -82,6 +84,13 @@ pub struct Source {
     /// A setting, e.g. client.channel_limit=256; overrides file and environment
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<(String, String)>,
+}
+
+/// Which process: the one whose `http_server.internal_port` these settings name.
+#[derive(Debug, Args)]
+pub struct Drain {
+    #[command(flatten)]
+    pub source: Source,
 }
 
 #[derive(Debug, Subcommand)]

@@ -15,8 +15,10 @@ use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, t
 use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
 use plenum_websocket::{Origins, Websocket, WebsocketConfig};
+use tokio::sync::Notify;
 
 use crate::config::{self, Config, HttpServer, TlsSection};
+use crate::drain;
 use crate::nats::Nats;
 
 /// Path of the report on what the connections to NATS use.
@@ -48,6 +50,7 @@ pub struct Services {
     page: Option<Page>,
     nats: Option<Arc<Nats>>,
     paths: Paths,
+    drain: Notify,
 }
 
 /// Which services a port carries.
@@ -104,6 +107,7 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
             api_external: config.http_api.external,
             apart: internal.is_some(),
         },
+        drain: Notify::new(),
         node: node.clone(),
         websocket: websocket.clone(),
     });
@@ -245,9 +249,9 @@ impl Services {
     /// What the internal port answers.
     pub fn internal_router(self: &Arc<Self>) -> Router {
         let services = self.clone();
-        Arc::new(move |request, _| {
+        Arc::new(move |request, peer| {
             let services = services.clone();
-            Box::pin(async move { services.internal(request).await })
+            Box::pin(async move { services.internal(request, peer).await })
         })
     }
 
@@ -268,11 +272,30 @@ impl Services {
         not_found()
     }
 
-    async fn internal(&self, request: Request<Incoming>) -> Reply {
+    async fn internal(&self, request: Request<Incoming>, peer: SocketAddr) -> Reply {
+        if request.uri().path() == drain::PATH && request.method() == Method::POST {
+            return self.drain(&request, peer);
+        }
         if self.paths.api_external && self.owns_api(request.uri().path()) {
             return not_found();
         }
         self.server_side(request).await
+    }
+
+    /// Resolves when a drain is asked for on the internal port.
+    pub async fn drain_asked(&self) {
+        self.drain.notified().await;
+    }
+
+    /// Anyone on this machine may ask; others need the API's key.
+    fn drain(&self, request: &Request<Incoming>, peer: SocketAddr) -> Reply {
+        let keyed = self.api.load().admits(request.headers(), request.uri().query());
+        if !peer.ip().to_canonical().is_loopback() && !keyed {
+            return text(StatusCode::FORBIDDEN, "needs the key of the server API\n");
+        }
+        tracing::info!(%peer, "a drain was asked for");
+        self.drain.notify_one();
+        text(StatusCode::ACCEPTED, "draining\n")
     }
 
     /// API, health and metrics.

@@ -4,6 +4,7 @@ mod cli;
 mod compose;
 mod config;
 mod dev;
+mod drain;
 mod nats;
 mod role;
 mod serve;
@@ -32,6 +33,7 @@ fn main() -> ExitCode {
         Command::Websocket(settings) => serve(&settings, Role::Websocket, false),
         Command::Api(settings) => serve(&settings, Role::Api, false),
         Command::Worker(settings) => serve(&settings, Role::Worker, false),
+        Command::Drain(arguments) => drain::run(&arguments),
         Command::Config(command) => configuration(&command),
         Command::Token(command) => token::run(&command),
         Command::Completions { shell } => {

@@ -28,6 +28,9 @@ struct Signals {
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Told {
+    /// Move everybody elsewhere, then end.
+    Drain,
+    /// End now.
     End,
     Reload,
     Report,
@@ -46,41 +49,53 @@ impl Signals {
 
     async fn next(&mut self) -> Told {
         tokio::select! {
-            _ = self.terminate.recv() => Told::End,
+            _ = self.terminate.recv() => Told::Drain,
             _ = self.interrupt.recv() => Told::End,
             _ = self.hangup.recv() => Told::Reload,
             _ = self.user.recv() => Told::Report,
         }
     }
 
-    async fn end(&mut self) {
-        while self.next().await != Told::End {}
+    /// Waits until somebody asks for the end again.
+    async fn again(&mut self) {
+        while !matches!(self.next().await, Told::Drain | Told::End) {}
     }
 }
 
-/// Serves until SIGTERM or SIGINT, then ends within `shutdown.timeout`; a second one ends it at once. SIGHUP reads the
-/// configuration again, SIGUSR1 writes a report to the log. Losing NATS is no end; contradicting what a NATS cluster holds is one, with an error.
+/// Serves until it is told to end. SIGTERM, and a request on the internal port, drain first; SIGINT, or a second signal
+/// while it drains, ends it within `shutdown.timeout`; one more, at once. SIGHUP reads the configuration again, SIGUSR1
+/// writes a report to the log. Losing NATS is no end; contradicting what a NATS cluster holds is one, with an error.
 pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let mut refused = app.nats.as_ref().map(|nats| nats.start(&config));
     let running = Running::start(app, config.shutdown.timeout);
-    loop {
+    let last = loop {
         tokio::select! {
             told = signals.next() => match told {
                 Told::Reload => reload(&running, &mut config, role, sources).await,
                 Told::Report => running.report(),
-                Told::End => break,
+                last => break last,
             },
+            () = running.services.drain_asked() => break Told::Drain,
             error = ended(&mut refused) => {
                 running.stop(config.shutdown.timeout).await;
                 return Err(error.context("nats"));
             }
         }
+    };
+    let (drain, mut timeout) = config.shutdown.times();
+    if last == Told::Drain {
+        tokio::select! {
+            () = running.node.drain(drain) => {}
+            () = signals.again() => tracing::warn!("a second signal hurries the drain"),
+        }
+    } else {
+        timeout = config.shutdown.timeout;
     }
-    tracing::info!(timeout = ?config.shutdown.timeout, "stopping");
+    tracing::info!(?timeout, "stopping");
     tokio::select! {
-        () = running.stop(config.shutdown.timeout) => tracing::info!("stopped"),
-        () = signals.end() => tracing::warn!("stopped at once by a second signal"),
+        () = running.stop(timeout) => tracing::info!("stopped"),
+        () = signals.again() => tracing::warn!("stopped at once by a further signal"),
     }
     Ok(())
 }

@@ -104,11 +104,16 @@ impl Checks<'_> {
             ("http_server.handshake_timeout", server.handshake_timeout, second, minutes),
             ("websocket.write_timeout", config.websocket.write_timeout, Duration::from_millis(100), minutes),
             ("shutdown.timeout", config.shutdown.timeout, second, Duration::from_secs(3600)),
+            ("shutdown.drain_time", config.shutdown.drain_time, Duration::ZERO, Duration::from_secs(3600)),
         ] {
             if value < least || value > most {
                 let text = format!("must be from {} to {}", duration::format(&least), duration::format(&most));
                 self.add(key, Some(duration::format(&value)), text);
             }
+        }
+        let grace = config.shutdown.grace_period;
+        if !grace.is_zero() && !(Duration::from_secs(4)..=Duration::from_secs(7200)).contains(&grace) {
+            self.add("shutdown.grace_period", Some(duration::format(&grace)), "must be 0s or from 4s to 2h");
         }
         for (key, value, least, most) in [
             ("http_server.max_header_size", server.max_header_size, 8192, 1 << 20),

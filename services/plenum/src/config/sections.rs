@@ -277,10 +277,25 @@ pub struct NodeSection {
 pub struct Shutdown {
     #[serde(with = "duration")]
     pub timeout: Duration,
+    #[serde(with = "duration")]
+    pub drain_time: Duration,
+    #[serde(with = "duration")]
+    pub grace_period: Duration,
 }
 
 impl Default for Shutdown {
     fn default() -> Self {
-        Self { timeout: Duration::from_secs(30) }
+        Self { timeout: Duration::from_secs(30), drain_time: Duration::from_secs(60), grace_period: Duration::ZERO }
+    }
+}
+
+impl Shutdown {
+    /// How long connections are asked to move, and how long what is left has to end: both end within the grace period.
+    pub fn times(&self) -> (Duration, Duration) {
+        if self.grace_period.is_zero() {
+            return (self.drain_time, self.timeout);
+        }
+        let rest = self.timeout.min(self.grace_period / 4);
+        (self.drain_time.min(self.grace_period - rest), rest)
     }
 }

@@ -418,7 +418,17 @@ const SERVICES: &[Entry] = &[
     ("health.enabled", Switch, "! Serves the health endpoints (Centrifugo's default is false)."),
     ("health.handler_prefix", Text, "Path of the health check."),
     ("node.name", Text, "Name of this process in logs and in the API's info; empty: host name and port."),
-    ("shutdown.timeout", Duration, "After SIGTERM, connections have this long to end; 1s to 1h."),
+    ("shutdown.timeout", Duration, "What is open after the drain, or after SIGINT, has this long to end; 1s to 1h."),
+    (
+        "shutdown.drain_time",
+        Duration,
+        "! After SIGTERM, connections are asked to move evenly over this time; at most 1h.",
+    ),
+    (
+        "shutdown.grace_period",
+        Duration,
+        "! When whoever sends SIGTERM kills the process: drain_time and timeout are shortened to fit; 0s: never, else 4s to 2h.",
+    ),
 ];
 
 /// All keys, in the order in which they are explained.
