@@ -3,23 +3,28 @@
 use std::time::Duration;
 
 use super::tests::{PATIENCE, core, open, until};
-use super::{Credentials, Pool, PoolConfig, PoolError, Tls};
+use super::{Credentials, Pool, PoolConfig, PoolError, Reloaded, Tls};
 use crate::testing::{NatsServer, ServerOptions};
 
 #[tokio::test]
 async fn tokens_and_nkeys_open_the_door() {
     let key = nkeys::KeyPair::new_user();
     let nkey = format!("authorization {{ users: [{{nkey: {}}}] }}", key.public_key());
+    let file = std::env::temp_dir().join(format!("plenum-nats-{}.nk", uuid::Uuid::new_v4().simple()));
+    std::fs::write(&file, format!("{}\n", key.seed().unwrap())).unwrap();
     let cases = [
         ("authorization { token: s3cret }".to_owned(), Credentials::Token("s3cret".into())),
-        (nkey, Credentials::NKey(key.seed().unwrap())),
+        (nkey, Credentials::NKeyFile(file.clone())),
     ];
     for (settings, credentials) in cases {
         let server = NatsServer::start_with(ServerOptions { settings, ..core() }).await.unwrap();
         let denied = Pool::connect(PoolConfig::new([server.url()])).await.unwrap();
-        assert!(denied.wait_ready(Duration::from_millis(300)).await.is_err());
+        until("it is known why", || denied.stats().connections.iter().all(|one| one.error.is_some())).await;
+        let refused = denied.wait_ready(Duration::from_millis(10)).await.unwrap_err().to_string();
+        assert!(refused.contains("uthorization"), "{refused}");
         open(PoolConfig { credentials, ..PoolConfig::new([server.url()]) }).await;
     }
+    std::fs::remove_file(&file).unwrap();
 }
 
 #[tokio::test]
@@ -125,7 +130,58 @@ async fn tls_with_an_own_ca_and_a_client_certificate() {
     let without = Pool::connect(config.clone()).await.unwrap();
     assert!(without.wait_ready(Duration::from_millis(500)).await.is_err(), "the server asks for a certificate");
     let tls = Tls { client_files: Some((path("client.pem"), path("client.key"))), ..tls };
-    open(PoolConfig { tls, ..config.clone() }).await;
+    open(PoolConfig { tls: tls.clone(), ..config.clone() }).await;
+    let refused = async |tls: Tls| match Pool::connect(PoolConfig { tls, ..config.clone() }).await {
+        Err(PoolError::Credentials { setting, .. }) => setting,
+        _ => "nothing",
+    };
+    let files = |certificate: &str, key: &str| Some((path(certificate), path(key)));
+    let pair = |certificate, key| Tls { client_files: files(certificate, key), ..tls.clone() };
+    let ca = |name: &str| Tls { ca_file: Some(path(name)), ..tls.clone() };
+    write("empty.pem", String::new());
+    assert_eq!(refused(pair("client.pem", "server.key")).await, "tls.key", "of another certificate");
+    assert_eq!(refused(pair("client.pem", "client.pem")).await, "tls.key");
+    assert_eq!(refused(pair("client.key", "client.key")).await, "tls.certificate");
+    assert_eq!(refused(ca("empty.pem")).await, "tls.ca_file");
+    assert_eq!(refused(ca("missing.pem")).await, "tls.ca_file");
     std::fs::remove_dir_all(&folder).unwrap();
-    assert!(matches!(Pool::connect(config).await, Err(PoolError::Credentials { .. })), "the CA file is gone");
+}
+
+/// A server with one user, and the pool's settings as another.
+async fn one_user(user: &str, password: &str) -> (NatsServer, impl Fn(&str, &str) -> PoolConfig) {
+    let settings = format!("authorization {{ users: [{{user: {user}, password: {password}}}] }}");
+    let server = NatsServer::start_with(ServerOptions { settings, ..core() }).await.unwrap();
+    let url = server.url();
+    let config = move |user: &str, password: &str| PoolConfig {
+        credentials: Credentials::UserPassword { user: user.into(), password: password.into() },
+        ..PoolConfig::new([&url])
+    };
+    (server, config)
+}
+
+#[tokio::test]
+async fn settings_without_contact_are_refused_while_the_old_ones_have_it() {
+    let (_server, config) = one_user("one", "first").await;
+    let pool = open(config("one", "first")).await;
+    let before: Vec<usize> = pool.stats().connections.iter().map(|one| one.connection).collect();
+    let refused = pool.reload(config("one", "wrong")).await.unwrap_err().to_string();
+    assert!(refused.contains("uthorization") && !refused.contains("wrong"), "{refused}");
+    assert_eq!(*pool.config(), config("one", "first"));
+    let after: Vec<usize> = pool.stats().connections.iter().map(|one| one.connection).collect();
+    assert_eq!(before, after, "nothing was exchanged");
+    pool.wait_ready(PATIENCE).await.unwrap();
+}
+
+#[tokio::test]
+async fn credentials_are_rotated_while_no_server_is_there() {
+    let (mut server, config) = one_user("one", "first").await;
+    let pool = open(PoolConfig { backoff_max: Duration::from_secs(600), ..config("one", "first") }).await;
+    server.kill().unwrap();
+    until("contact is lost", || pool.stats().healthy().0 == 0).await;
+    let reloaded = pool.reload(PoolConfig { publishing: 3, ..config("two", "second") }).await.unwrap();
+    assert_eq!(reloaded, Reloaded::Unproven);
+    server.edit_config(|text| text.replace("user: one, password: first", "user: two, password: second")).unwrap();
+    server.restart().await.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    assert_eq!(pool.stats().healthy(), (4, 4));
 }

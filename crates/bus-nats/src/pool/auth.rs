@@ -1,5 +1,7 @@
 //! Credentials for one connect.
 
+use std::path::Path;
+
 use async_nats::{Auth, AuthError};
 
 use super::Credentials;
@@ -14,16 +16,15 @@ pub(super) async fn authenticate(credentials: &Credentials, nonce: &[u8]) -> Res
             auth.password = Some(password.clone());
         }
         Credentials::Token(token) => auth.token = Some(token.clone()),
-        Credentials::NKey(seed) => {
+        Credentials::NKeyFile(path) => {
+            let seed = read(path).await?;
             let key =
-                nkeys::KeyPair::from_seed(seed.trim()).map_err(|_| AuthError::new("the nkey seed is not valid"))?;
+                nkeys::KeyPair::from_seed(seed.trim()).map_err(|_| AuthError::new("the file holds no nkey seed"))?;
             auth.nkey = Some(key.public_key());
             auth.signature = Some(key.sign(nonce).map_err(|_| AuthError::new("the nkey cannot sign"))?);
         }
         Credentials::CredsFile(path) => {
-            let text = tokio::fs::read_to_string(path)
-                .await
-                .map_err(|error| AuthError::new(format!("credentials file {}: {error}", path.display())))?;
+            let text = read(path).await?;
             let jwt = section(&text, "USER JWT").ok_or_else(|| AuthError::new("the credentials file has no JWT"))?;
             let seed = section(&text, "NKEY SEED").ok_or_else(|| AuthError::new("the credentials file has no seed"))?;
             let key =
@@ -33,6 +34,11 @@ pub(super) async fn authenticate(credentials: &Credentials, nonce: &[u8]) -> Res
         }
     }
     Ok(auth)
+}
+
+async fn read(path: &Path) -> Result<String, AuthError> {
+    let text = tokio::fs::read_to_string(path).await;
+    text.map_err(|error| AuthError::new(format!("{}: {error}", path.display())))
 }
 
 /// What stands between the `BEGIN` and `END` lines whose text ends in `name`.

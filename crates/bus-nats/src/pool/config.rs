@@ -19,8 +19,9 @@ pub enum Credentials {
     },
     /// One shared token.
     Token(String),
-    /// Seed of an nkey (`SU…`); the server's nonce is signed with it.
-    NKey(String),
+    /// Path of a file with the seed of an nkey (`SU…`), with which the server's nonce is signed; read again at every
+    /// connect.
+    NKeyFile(PathBuf),
     /// Path of a `.creds` file (JWT and nkey seed); read again at every connect.
     CredsFile(PathBuf),
 }
@@ -31,7 +32,7 @@ impl fmt::Debug for Credentials {
             Credentials::None => f.write_str("None"),
             Credentials::UserPassword { user, .. } => write!(f, "UserPassword {{ user: {user:?}, .. }}"),
             Credentials::Token(_) => f.write_str("Token(..)"),
-            Credentials::NKey(_) => f.write_str("NKey(..)"),
+            Credentials::NKeyFile(path) => write!(f, "NKeyFile({path:?})"),
             Credentials::CredsFile(path) => write!(f, "CredsFile({path:?})"),
         }
     }

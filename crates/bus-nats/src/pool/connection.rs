@@ -118,7 +118,7 @@ impl Connection {
         }
         match tokio::time::timeout(COMMAND_LIMIT, self.client.force_reconnect()).await {
             Ok(sent) => sent.map_err(|_| PoolError::Closed),
-            Err(_) => Err(PoolError::NotReady { waited: COMMAND_LIMIT }),
+            Err(_) => Err(PoolError::NotReady { waited: COMMAND_LIMIT, reason: None }),
         }
     }
 

@@ -32,16 +32,20 @@ pub enum PoolError {
         setting: &'static str,
     },
     /// The TLS or credentials files cannot be used.
-    #[error("NATS credentials or TLS: {reason}")]
+    #[error("{reason}")]
     Credentials {
+        /// Which: `credentials`, `tls.ca_file`, `tls.certificate` or `tls.key`.
+        setting: &'static str,
         /// Holds no secret.
         reason: String,
     },
     /// Not every connection was there in time.
-    #[error("no contact with NATS within {waited:?}")]
+    #[error("no contact with NATS within {waited:?}{}", reason.as_deref().map(|reason| format!(": {reason}")).unwrap_or_default())]
     NotReady {
         /// How long was waited.
         waited: Duration,
+        /// Why the last attempt of a connection failed, where that is known.
+        reason: Option<String>,
     },
     /// The lease was held too long.
     #[error("the lease taken at {taken_at} was reclaimed")]

@@ -9,7 +9,7 @@ use async_nats::connection::State;
 use async_nats::{ConnectOptions, Event, ReconnectToServer, Server, ServerAddr, ServerError};
 use parking_lot::Mutex;
 use rand::Rng;
-use tokio::sync::broadcast;
+use tokio::sync::{Notify, broadcast};
 use tokio_util::sync::CancellationToken;
 
 use super::{EventKind, PoolConfig, PoolError, PoolEvent, Role, auth};
@@ -34,7 +34,11 @@ pub(super) struct Link {
     next: AtomicUsize,
     /// The next attempt waits for nothing.
     at_once: AtomicBool,
+    /// Ends the pause before the next attempt.
+    roused: Notify,
     target: Mutex<Option<String>>,
+    /// Why the last attempt failed; none after a contact.
+    trouble: Mutex<Option<String>>,
     up_since: Mutex<Option<Instant>>,
     pub(super) connects: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
@@ -60,7 +64,9 @@ impl Link {
             attempts: AtomicU32::new(0),
             next: AtomicUsize::new(spread),
             at_once: AtomicBool::new(false),
+            roused: Notify::new(),
             target: Mutex::new(None),
+            trouble: Mutex::new(None),
             up_since: Mutex::new(None),
             connects: AtomicU64::new(0),
             slow_consumers: AtomicU64::new(0),
@@ -126,14 +132,18 @@ impl Link {
         if servers.is_empty() {
             return None;
         }
-        let delay = self.delay(servers.len());
-        tokio::select! {
-            () = tokio::time::sleep(delay) => {}
-            () = self.closed.cancelled() => std::panic::resume_unwind(Box::new("the connection was closed")),
+        self.note_trouble(&servers);
+        let mut delay = self.delay(servers.len());
+        loop {
+            tokio::select! {
+                () = tokio::time::sleep(delay) => break,
+                () = self.roused.notified() => delay = self.delay(servers.len()),
+                () = self.closed.cancelled() => std::panic::resume_unwind(Box::new("the connection was closed")),
+            }
         }
         let index = self.next.fetch_add(1, Ordering::Relaxed) % servers.len();
         let addr = servers[index].addr.clone();
-        *self.target.lock() = Some(format!("{}:{}", addr.host(), addr.port()));
+        *self.target.lock() = Some(name(&addr));
         Some(ReconnectToServer { addr, delay: Some(Duration::ZERO) })
     }
 
@@ -155,6 +165,26 @@ impl Link {
         rand::rng().random_range(Duration::ZERO..=bound)
     }
 
+    /// Keeps why the server that was tried last could not be had.
+    fn note_trouble(&self, servers: &[Server]) {
+        let Some(target) = self.target.lock().clone() else { return };
+        let tried = servers.iter().find(|server| name(&server.addr) == target);
+        if let Some(error) = tried.and_then(|server| server.last_error.as_ref()) {
+            *self.trouble.lock() = Some(format!("{target}: {error}"));
+        }
+    }
+
+    /// Why there is no contact, as far as that is known.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.trouble.lock().clone()
+    }
+
+    /// Begins anew with short pauses, the present one included: something has changed.
+    pub(super) fn rouse(&self) {
+        self.attempts.store(0, Ordering::Relaxed);
+        self.roused.notify_one();
+    }
+
     /// The next attempt follows at once, to the next server.
     pub(super) fn hurry(&self) {
         self.at_once.store(true, Ordering::Relaxed);
@@ -170,6 +200,7 @@ impl Link {
                 *self.up_since.lock() = Some(Instant::now());
                 self.at_once.store(false, Ordering::Relaxed);
                 self.lame_duck.store(false, Ordering::Relaxed);
+                *self.trouble.lock() = None;
                 let server = self.server();
                 match self.connects.fetch_add(1, Ordering::Relaxed) {
                     0 => EventKind::Connected { server },
@@ -216,6 +247,10 @@ impl Link {
         *slow = Some((subscription, Instant::now()));
         true
     }
+}
+
+fn name(addr: &ServerAddr) -> String {
+    format!("{}:{}", addr.host(), addr.port())
 }
 
 /// `min × 2^round`, at most `max`.

@@ -11,9 +11,11 @@ mod lease;
 mod link;
 mod metrics;
 mod pins;
+mod reload;
 mod stats;
 #[cfg(test)]
 mod tests;
+mod tls;
 mod upkeep;
 
 use std::panic::Location;
@@ -31,6 +33,7 @@ pub use error::PoolError;
 pub use events::{EventKind, PoolEvent, Role, subscription_id};
 pub use lease::Lease;
 pub use metrics::PoolCollector;
+pub use reload::Reloaded;
 pub use stats::{ConnectionStats, PoolStats};
 
 use crate::publish::Window;
@@ -111,7 +114,14 @@ impl Pool {
                 let _ = tokio::time::timeout(Duration::from_millis(20), events.recv()).await;
             }
         };
-        tokio::time::timeout(deadline, wait).await.map_err(|_| PoolError::NotReady { waited: deadline })
+        tokio::time::timeout(deadline, wait).await.map_err(|_| {
+            let mut all = self.subscribing.iter().chain(self.publishing.load().iter()).cloned().collect::<Vec<_>>();
+            all.retain(|connection| !connection.is_up());
+            PoolError::NotReady {
+                waited: deadline,
+                reason: all.iter().find_map(|connection| connection.link.trouble()),
+            }
+        })
     }
 
     /// The connection of a key whose order matters (a channel): the same one while anything of it is in flight, that
@@ -245,15 +255,8 @@ async fn check(config: &PoolConfig) -> Result<(), PoolError> {
     }
     auth::authenticate(&config.credentials, b"check")
         .await
-        .map_err(|error| PoolError::Credentials { reason: error.to_string() })?;
-    let (ca, client) =
-        (config.tls.ca_file.iter(), config.tls.client_files.iter().flat_map(|files| [&files.0, &files.1]));
-    for path in ca.chain(client) {
-        if let Err(error) = tokio::fs::metadata(path).await {
-            return Err(PoolError::Credentials { reason: format!("{}: {error}", path.display()) });
-        }
-    }
-    Ok(())
+        .map_err(|error| PoolError::Credentials { setting: "credentials", reason: error.to_string() })?;
+    tls::check(&config.tls).await
 }
 
 /// The connection of a pinned key, counted as in flight until dropped.

@@ -15,6 +15,8 @@ pub struct ConnectionStats {
     pub server: String,
     /// It has contact.
     pub healthy: bool,
+    /// Why the last attempt to have contact failed, while there is none.
+    pub error: Option<String>,
     /// It was replaced and waits for its last user.
     pub retiring: bool,
     /// Contacts after the first.

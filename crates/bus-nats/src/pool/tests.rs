@@ -52,8 +52,11 @@ async fn settings_that_cannot_work_are_refused() {
     assert!(matches!(address, Err(PoolError::Address { .. })));
     let zero = Pool::connect(PoolConfig { subscribing: 0, ..PoolConfig::new(["localhost"]) }).await;
     assert!(matches!(zero, Err(PoolError::Setting { setting: "subscribing", .. })));
-    let seed = PoolConfig { credentials: Credentials::NKey("SUnonsense".into()), ..PoolConfig::new(["localhost"]) };
-    assert!(matches!(Pool::connect(seed).await, Err(PoolError::Credentials { .. })));
+    let file = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("Cargo.toml");
+    for credentials in [Credentials::NKeyFile(file.clone()), Credentials::CredsFile(file.clone())] {
+        let seed = PoolConfig { credentials, ..PoolConfig::new(["localhost"]) };
+        assert!(matches!(Pool::connect(seed).await, Err(PoolError::Credentials { setting: "credentials", .. })));
+    }
 }
 
 #[tokio::test]

@@ -5,14 +5,14 @@ use std::sync::{Arc, Weak};
 use std::time::{Duration, Instant};
 
 use super::connection::Connection;
-use super::{ConnectionStats, Pool, PoolConfig, PoolError, Role, check, link};
+use super::{ConnectionStats, Pool, PoolConfig, PoolError, Role};
 
 const TICK: Duration = Duration::from_secs(1);
 /// How long a new connection may take before the old one is kept instead.
 const MAKE_LIMIT: Duration = Duration::from_secs(10);
 /// Pause after a replacement that found no server.
 const MAKE_PAUSE: Duration = Duration::from_secs(30);
-const SHUT_LIMIT: Duration = Duration::from_secs(2);
+pub(super) const SHUT_LIMIT: Duration = Duration::from_secs(2);
 /// Ticks above or below the bound of load before the pool grows or shrinks.
 const GROW_TICKS: u32 = 5;
 const SHRINK_TICKS: u32 = 60;
@@ -92,13 +92,13 @@ impl Pool {
     }
 
     /// A new publishing connection with contact.
-    async fn make(&self) -> Result<Arc<Connection>, PoolError> {
+    pub(super) async fn make(&self) -> Result<Arc<Connection>, PoolError> {
         let connection = self.open(Role::Publishing).await?;
         let started = Instant::now();
         while !connection.is_up() {
             if started.elapsed() > MAKE_LIMIT {
                 connection.shut(SHUT_LIMIT).await;
-                return Err(PoolError::NotReady { waited: MAKE_LIMIT });
+                return Err(PoolError::NotReady { waited: MAKE_LIMIT, reason: connection.link.trouble() });
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
@@ -143,51 +143,6 @@ impl Pool {
         }
     }
 
-    /// Applies new settings. Publishing connections are replaced one by one, each new one with contact before the old
-    /// one retires; subscribing ones stay and use new servers and credentials at their next reconnect.
-    ///
-    /// Fails, and keeps the old settings, when the new ones reach no server. The number of subscribing connections,
-    /// TLS paths (the files' contents may change), inbox prefix, name and server discovery are fixed.
-    pub async fn reload(&self, config: PoolConfig) -> Result<(), PoolError> {
-        check(&config).await?;
-        let old = self.config();
-        let fixed = [
-            ("subscribing", old.subscribing != config.subscribing),
-            ("tls", old.tls != config.tls),
-            ("inbox_prefix", old.inbox_prefix != config.inbox_prefix),
-            ("name", old.name != config.name),
-            ("discover_servers", old.discover_servers != config.discover_servers),
-        ];
-        if let Some((setting, _)) = fixed.iter().find(|(_, changed)| *changed) {
-            return Err(PoolError::Fixed { setting });
-        }
-        self.config.store(Arc::new(config.clone()));
-        if let Err(error) = self.follow(&config, &old).await {
-            self.config.store(old);
-            return Err(error);
-        }
-        if config.servers != old.servers {
-            let servers = link::parse_servers(&config.servers)?;
-            for connection in &self.subscribing {
-                // One without contact takes the list when it has contact again.
-                let _ = tokio::time::timeout(TICK, connection.client.set_server_pool(servers.as_slice())).await;
-            }
-        }
-        Ok(())
-    }
-
-    async fn follow(&self, config: &PoolConfig, old: &PoolConfig) -> Result<(), PoolError> {
-        if config.needs_new_connections(old) {
-            for index in 0..self.publishing.load().len() {
-                self.replace(index).await?;
-            }
-        }
-        if config.publishing != old.publishing {
-            self.resize_to(config.publishing).await?;
-        }
-        Ok(())
-    }
-
     /// Ends the pool: waits for the uses that are under way, at most for `deadline`, then closes every connection. What
     /// is asked of it afterwards fails. Leaves no task behind.
     pub async fn close(&self, deadline: Duration) {
@@ -218,6 +173,7 @@ pub(super) fn measure(connection: &Connection, retiring: bool) -> ConnectionStat
         role: link.role,
         server: link.server(),
         healthy: connection.is_up(),
+        error: (!connection.is_up()).then(|| link.trouble()).flatten(),
         retiring,
         reconnects: link.connects.load(Ordering::Relaxed).saturating_sub(1),
         age_seconds: connection.opened_at.elapsed().as_secs_f64(),

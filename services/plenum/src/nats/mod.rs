@@ -10,7 +10,7 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
 use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
-use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig};
+use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
 use plenum_bus_nats::report::{Limits, Reporter};
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
@@ -39,6 +39,8 @@ pub struct Nats {
     placement: Placement,
     reporter: Reporter,
     parts: OnceLock<Started>,
+    /// The options that the pool's settings were made of.
+    options: ArcSwap<crate::config::Nats>,
     /// Why the log could not be set up at the last attempt.
     trouble: ArcSwap<Option<String>>,
 }
@@ -52,7 +54,8 @@ struct Started {
 impl Nats {
     /// Opens the pool. No server needs to be there; fails on settings that can never work.
     pub async fn open(config: &Config, name: &str, metrics: &Metrics) -> anyhow::Result<Arc<Self>> {
-        let pool = Pool::connect(settings::pool(&config.nats, name)?).await?;
+        let pool = Pool::connect(settings::pool(&config.nats, name)).await;
+        let pool = pool.map_err(|error| settings::explain(&config.nats, error))?;
         metrics.register(Box::new(PoolCollector::new(&pool)?))?;
         let reporter = Reporter::new(Limits::default());
         reporter.add_pool("nats", &pool);
@@ -64,6 +67,7 @@ impl Nats {
             control: Arc::default(),
             placement: Placement::new(config),
             parts: OnceLock::new(),
+            options: ArcSwap::from_pointee(config.nats.clone()),
             trouble: ArcSwap::default(),
         }))
     }
@@ -97,8 +101,9 @@ impl Nats {
 
     async fn begin(&self, config: &plenum_bus_nats::log::LogConfig) -> Result<(), SetupError> {
         while let Err(error) = self.pool.wait_ready(ATTEMPT).await {
-            tracing::error!(%error, servers = self.pool.config().servers.join(" "), "waiting for NATS");
-            self.trouble.store(Arc::new(Some(error.to_string())));
+            let error = format!("{:#}", settings::explain(&self.options.load(), error));
+            tracing::error!(error, servers = self.pool.config().servers.join(" "), "waiting for NATS");
+            self.trouble.store(Arc::new(Some(error)));
         }
         let links = PoolLinks::new(self.pool.clone());
         let log = NatsLog::start(links.clone(), config.clone()).await?;
@@ -132,7 +137,7 @@ impl Nats {
     /// Puts new settings of the pool in force; those that cannot change while the process runs stay as they are.
     pub async fn reload(&self, config: &Config) -> anyhow::Result<()> {
         let old = self.pool.config();
-        let new = settings::pool(&config.nats, &self.name)?;
+        let new = settings::pool(&config.nats, &self.name);
         let new = PoolConfig {
             subscribing: old.subscribing,
             tls: old.tls.clone(),
@@ -141,8 +146,16 @@ impl Nats {
             inbox_prefix: old.inbox_prefix.clone(),
             ..new
         };
-        if *old != new {
-            self.pool.reload(new).await?;
+        if *old == new {
+            return Ok(());
+        }
+        let reloaded = self.pool.reload(new).await.map_err(|error| settings::explain(&config.nats, error))?;
+        self.options.store(Arc::new(config.nats.clone()));
+        if reloaded == Reloaded::Unproven {
+            tracing::warn!(
+                servers = config.nats.servers.join(" "),
+                "the new settings of NATS connections are in force without contact: the old ones had none either"
+            );
         }
         Ok(())
     }

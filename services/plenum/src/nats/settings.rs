@@ -1,18 +1,17 @@
 //! From the configuration to the settings of the pool and of the log.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
-use anyhow::Context as _;
 use plenum_bus_nats::log::{GroupConfig, LogConfig};
-use plenum_bus_nats::pool::{Credentials, PoolConfig, Tls};
+use plenum_bus_nats::pool::{Credentials, PoolConfig, PoolError, Tls};
 use plenum_channels::ChannelSettings;
 
 use crate::config::{Config, DEFAULT_GROUP, Nats};
 
-/// Settings of the pool; reads the file with the nkey's seed, if there is one.
-pub fn pool(nats: &Nats, name: &str) -> anyhow::Result<PoolConfig> {
+/// Settings of the pool.
+pub fn pool(nats: &Nats, name: &str) -> PoolConfig {
     let path = |text: &str| (!text.is_empty()).then(|| PathBuf::from(text));
     let tls = Tls {
         required: nats.tls.enabled,
@@ -21,9 +20,9 @@ pub fn pool(nats: &Nats, name: &str) -> anyhow::Result<PoolConfig> {
         client_files: path(&nats.tls.cert_pem).zip(path(&nats.tls.key_pem)),
     };
     let pool = &nats.pool;
-    Ok(PoolConfig {
+    PoolConfig {
         servers: nats.servers.clone(),
-        credentials: credentials(nats)?,
+        credentials: credentials(nats),
         tls,
         publishing: pool.publishing,
         min_publishing: pool.min_publishing,
@@ -46,22 +45,70 @@ pub fn pool(nats: &Nats, name: &str) -> anyhow::Result<PoolConfig> {
         // Replies to one cluster's replicas cannot be read by those of another.
         inbox_prefix: format!("_INBOX_{}", nats.prefix),
         name: name.to_owned(),
-    })
+    }
 }
 
-fn credentials(nats: &Nats) -> anyhow::Result<Credentials> {
-    Ok(if !nats.user.is_empty() {
+fn credentials(nats: &Nats) -> Credentials {
+    if !nats.user.is_empty() {
         Credentials::UserPassword { user: nats.user.clone(), password: nats.password.expose().to_owned() }
     } else if !nats.token.is_empty() {
         Credentials::Token(nats.token.expose().to_owned())
     } else if !nats.nkey_seed_file.is_empty() {
-        let seed = std::fs::read_to_string(Path::new(&nats.nkey_seed_file)).context("nats.nkey_seed_file")?;
-        Credentials::NKey(seed.trim().to_owned())
+        Credentials::NKeyFile(nats.nkey_seed_file.clone().into())
     } else if !nats.creds_file.is_empty() {
         Credentials::CredsFile(nats.creds_file.clone().into())
     } else {
         Credentials::None
-    })
+    }
+}
+
+/// The options that say who we are.
+fn login(nats: &Nats) -> &'static str {
+    if !nats.user.is_empty() {
+        "nats.user, nats.password"
+    } else if !nats.token.is_empty() {
+        "nats.token"
+    } else if !nats.nkey_seed_file.is_empty() {
+        "nats.nkey_seed_file"
+    } else if !nats.creds_file.is_empty() {
+        "nats.creds_file"
+    } else {
+        "none of nats.user, nats.token, nats.nkey_seed_file, nats.creds_file is set"
+    }
+}
+
+/// The error with the option in whose value the cause is to be sought, where one is known.
+pub fn explain(nats: &Nats, error: PoolError) -> anyhow::Error {
+    let option = match &error {
+        PoolError::Credentials { setting: "credentials", .. } => Some(login(nats)),
+        PoolError::Credentials { setting: "tls.ca_file", .. } => Some("nats.tls.server_ca_pem"),
+        PoolError::Credentials { setting: "tls.certificate", .. } => Some("nats.tls.cert_pem"),
+        PoolError::Credentials { setting: "tls.key", .. } => Some("nats.tls.key_pem"),
+        PoolError::NotReady { reason: Some(reason), .. } => suspect(nats, reason),
+        _ => None,
+    };
+    match option {
+        Some(option) => anyhow::Error::new(error).context(option),
+        None => anyhow::Error::new(error),
+    }
+}
+
+/// What the client library says of a failed attempt, read for the option that is wrong.
+fn suspect(nats: &Nats, reason: &str) -> Option<&'static str> {
+    let says = |text: &str| reason.contains(text);
+    if says("uthorization") || says("uthentication") || says("signing nonce") {
+        Some(login(nats))
+    } else if says("CertificateRequired") {
+        Some("nats.tls.cert_pem, nats.tls.key_pem")
+    } else if says("NotValidForName") || says("not valid for name") {
+        Some("nats.servers")
+    } else if says("UnknownIssuer") {
+        Some("nats.tls.server_ca_pem")
+    } else if says("received fatal alert") {
+        Some("nats.tls.cert_pem")
+    } else {
+        None
+    }
 }
 
 /// Settings of the log.
@@ -199,7 +246,7 @@ mod tests {
         config.nats.servers = vec!["nats://a".into()];
         config.nats.user = "u".into();
         config.nats.tls.enabled = true;
-        let pool = pool(&config.nats, "me").unwrap();
+        let pool = pool(&config.nats, "me");
         let defaults = PoolConfig::new(["nats://a"]);
         assert_eq!(pool.credentials, Credentials::UserPassword { user: "u".into(), password: String::new() });
         assert!(pool.tls.required && pool.tls.client_files.is_none());
