@@ -6,9 +6,11 @@
 mod channel_token;
 pub mod control;
 mod histogram;
+pub mod ledger;
 pub mod log;
 pub mod pool;
 pub mod publish;
+pub mod replicas;
 pub mod report;
 pub mod subscriber;
 #[cfg(any(test, feature = "testing"))]

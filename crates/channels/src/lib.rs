@@ -21,6 +21,7 @@ mod position;
 mod registry;
 mod session;
 mod settings;
+pub mod vigil;
 mod wheel;
 
 #[cfg(any(test, feature = "conformance"))]

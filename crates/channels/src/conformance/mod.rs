@@ -13,14 +13,18 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 mod control;
+mod ledger;
 mod log;
 mod presence;
 mod recorder;
+mod replicas;
 
 pub use control::control_suite;
+pub use ledger::ledger_suite;
 pub use log::{append_suite, live_suite, log_suite, read_suite};
 pub use presence::presence_suite;
 pub use recorder::Recorder;
+pub use replicas::{Isolating, replicas_suite};
 
 /// How long a case waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -2,8 +2,10 @@
 
 mod control;
 mod expiry;
+mod ledger;
 mod log;
 mod presence;
+mod replicas;
 mod room;
 mod shard;
 mod slab;
@@ -17,5 +19,7 @@ mod model_tests;
 mod tests;
 
 pub use control::{ControlBus, MemoryControl};
+pub use ledger::MemoryLedger;
 pub use log::{MemoryBroker, MemoryConfig, MemoryLog};
 pub use presence::{MemoryPresence, PresenceStore};
+pub use replicas::{MemoryReplicas, ReplicaBus, SoleReplica};

@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::conformance::{self, Fixture};
-use crate::{Control, Log, Presence};
+use crate::{Control, Log, Presence, Replicas};
 
-use super::{ControlBus, MemoryBroker, MemoryConfig, PresenceStore};
+use super::{ControlBus, MemoryBroker, MemoryConfig, PresenceStore, ReplicaBus};
 
 async fn logs(replicas: usize) -> Fixture<dyn Log> {
     let broker = MemoryBroker::new(MemoryConfig::default());
@@ -55,6 +55,17 @@ async fn control_conforms() {
     conformance::control_suite(async |replicas| {
         let bus = ControlBus::new();
         Fixture::with_tokio_time((0..replicas).map(|_| bus.side() as Arc<dyn Control>).collect())
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn heartbeats_conform() {
+    conformance::replicas_suite(async |replicas| {
+        let bus = ReplicaBus::new();
+        let sides: Vec<_> = (0..replicas).map(|_| bus.side()).collect();
+        let replicas = sides.iter().map(|side| side.clone() as Arc<dyn Replicas>).collect();
+        conformance::Isolating::with_tokio_time(replicas, move |index, cut| sides[index].cut(cut))
     })
     .await;
 }

@@ -18,7 +18,8 @@ pub struct Incarnation {
 pub struct Census {
     /// This replica.
     pub own: Incarnation,
-    /// Generation of every replica whose heartbeat changed within the last 4 s, this one included while its own comes back.
+    /// Generation of every replica whose heartbeat changed within the last 4 s, as far as this one heard itself; those
+    /// that counted when it became deaf stay. This one included until it resigns.
     pub alive: Arc<HashMap<u64, u32>>,
     /// False while this replica hears not even itself, or has listened for less than 4 s: it must not take anybody for gone.
     pub judging: bool,
@@ -31,7 +32,7 @@ impl Census {
     }
 }
 
-/// Heartbeats: each replica sends (replica, generation, counter) once a second, and each reader judges by its own
+/// Heartbeats: each replica sends (replica, generation, counter) twice a second, and each reader judges by its own
 /// monotonic clock. A replica that did not hear itself for 3 s takes a new generation before it acts again.
 pub trait Replicas: Send + Sync + 'static {
     /// The newest view; costs a pointer's copy.
