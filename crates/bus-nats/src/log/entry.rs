@@ -97,9 +97,9 @@ impl Record {
         Ok(Self { first_attempt_ms, nonce, version, publication })
     }
 
-    /// Stored so late after its first attempt that nobody may count on it.
-    pub fn is_void(&self, stored_at_ms: u64) -> bool {
-        self.first_attempt_ms != 0 && stored_at_ms > self.first_attempt_ms.saturating_add(VOID_AFTER_MS)
+    /// Stored so late after its first attempt (more than `after_ms`, [`VOID_AFTER_MS`]) that nobody may count on it.
+    pub fn is_void(&self, stored_at_ms: u64, after_ms: u64) -> bool {
+        self.first_attempt_ms != 0 && stored_at_ms > self.first_attempt_ms.saturating_add(after_ms)
     }
 }
 
@@ -180,9 +180,9 @@ mod tests {
     #[test]
     fn an_entry_is_void_when_it_was_stored_too_late() {
         let record = record(None, None);
-        assert!(!record.is_void(record.first_attempt_ms + VOID_AFTER_MS));
-        assert!(record.is_void(record.first_attempt_ms + VOID_AFTER_MS + 1));
-        assert!(!Record { first_attempt_ms: 0, ..record }.is_void(u64::MAX));
+        assert!(!record.is_void(record.first_attempt_ms + VOID_AFTER_MS, VOID_AFTER_MS));
+        assert!(record.is_void(record.first_attempt_ms + VOID_AFTER_MS + 1, VOID_AFTER_MS));
+        assert!(!Record { first_attempt_ms: 0, ..record }.is_void(u64::MAX, VOID_AFTER_MS));
     }
 
     #[test]

@@ -6,16 +6,17 @@ use plenum_channels::{Announcement, Entry, LiveEvent};
 
 use super::entry::Record;
 use super::jetstream::Stored;
+use super::shard::Shard;
 
 /// The event of a stored publication; none for what does not count.
-pub(super) fn publication(seq: u64, previous: u64, stored: &Stored) -> Option<LiveEvent> {
-    entry(seq, previous, stored).map(|entry| LiveEvent::Publication(Arc::new(entry)))
+pub(super) fn publication(shard: &Shard, seq: u64, previous: u64, stored: &Stored) -> Option<LiveEvent> {
+    entry(shard, seq, previous, stored).map(|entry| LiveEvent::Publication(Arc::new(entry)))
 }
 
 /// A stored publication as the port knows it; `None` when it is void or of an unknown format.
-pub(super) fn entry(seq: u64, previous: u64, stored: &Stored) -> Option<Entry> {
+pub(super) fn entry(shard: &Shard, seq: u64, previous: u64, stored: &Stored) -> Option<Entry> {
     match Record::decode(stored.payload.clone()) {
-        Ok(record) if record.is_void(stored.time_ms) => None,
+        Ok(record) if record.is_void(stored.time_ms, shard.void_after_ms()) => None,
         Ok(Record { mut publication, .. }) => {
             publication.offset = seq;
             Some(Entry { offset: seq, previous, publication, stored_at_ms: stored.time_ms })

@@ -1,6 +1,17 @@
 //! What tests break on purpose, and rules that they switch off.
 
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::cell::Cell;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use tokio::sync::RwLock;
+
+thread_local! {
+    /// The first value of a header counts instead of the last. Counts on one thread, so a test that uses it has a
+    /// runtime of one thread.
+    pub(crate) static FIRST_HEADER: Cell<bool> = const { Cell::new(false) };
+}
 
 /// Nothing is broken by default.
 #[derive(Default)]
@@ -15,6 +26,34 @@ pub(crate) struct Faults {
     pub hold_ticks: AtomicBool,
     /// A new leader leads to nothing.
     pub ignore_elections: AtomicBool,
+    /// Changed settings of streams are overlooked.
+    pub trust_settings: AtomicBool,
+    /// What the cluster's record says about shards and namespaces is overlooked.
+    pub ignore_layout: AtomicBool,
+    /// The stream that goes back is taken for the same.
+    pub ignore_regress: AtomicBool,
+    /// Recovery starts behind what this replica delivered last, whatever the client says.
+    pub hold_positions: AtomicBool,
+    /// The front is looked at before a range is read, not after it.
+    pub front_first: AtomicBool,
+    /// Reads of a range wait while a test holds this.
+    pub before_range: RwLock<()>,
+    /// Entries count however late they were stored.
+    pub count_late: AtomicBool,
+    /// Entries are void this many milliseconds after their first attempt; 0 for as long as in production.
+    pub void_after_ms: AtomicU64,
+    /// For new streams, how long they remember ids.
+    pub duplicate_window: Mutex<Option<Duration>>,
+    /// Markers of removed histories are not read.
+    pub ignore_markers: AtomicBool,
+    /// Idempotency keys are used as they are, without their channel.
+    pub bare_keys: AtomicBool,
+    /// "Duplicate" is taken for an acknowledgement without a look at the entry.
+    pub trust_duplicates: AtomicBool,
+    /// A refused condition is taken for a conflict without a look at what made it false.
+    pub believe_refusals: AtomicBool,
+    /// "Never published" is believed of a channel of which nothing is left.
+    pub believe_empty: AtomicBool,
     /// Reads take the first answer for fresh.
     pub believe_stale: AtomicBool,
     /// A message that names no known predecessor is taken for a duplicate when it names an older one.
@@ -23,6 +62,10 @@ pub(crate) struct Faults {
     pub deafen: AtomicU32,
     /// So many of the next appends find nobody: 503.
     pub misroute: AtomicU32,
+    /// Acknowledgements of sequences that were given out before count.
+    pub believe_old: AtomicBool,
+    /// No server is left because it takes no appends.
+    pub stay: AtomicBool,
     /// An append that was overtaken is tried again like any other.
     pub retry_overtaken: AtomicBool,
 }
@@ -43,5 +86,3 @@ impl Faults {
         switch.load(Ordering::SeqCst)
     }
 }
-    /// No server is left because it takes no appends.
-    pub stay: AtomicBool,

@@ -365,7 +365,9 @@ impl Worker {
         let mut events = Vec::with_capacity(outputs.len());
         for output in outputs {
             match output {
-                Output::Deliver { seq, previous, item } => events.extend(publication(seq, previous, &item)),
+                Output::Deliver { seq, previous, item } => {
+                    events.extend(publication(&channel.shard, seq, previous, &item))
+                }
                 Output::Lost { after } => events.push(LiveEvent::Lost { position: current.position(after) }),
                 Output::Fill(gap) => self.jobs.push(self.fill(id, channel, gap)),
             }

@@ -46,7 +46,7 @@ use plenum_channels::{
 use serde::Deserialize;
 use tokio::sync::{oneshot, watch};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::append::Lanes;
 use self::entry::Record;
@@ -64,6 +64,9 @@ pub use setup::SetupError;
 
 /// Room for headers and subject beside the payload, in the server's limit on a message.
 const OVERHEAD_BYTES: usize = 4096;
+
+/// Ticks come once a second, and after an election of 4 to 9 s.
+const FIRST_TICKS: Duration = Duration::from_secs(3);
 
 /// One replica's side of a log on JetStream. Its tasks end when it is dropped.
 pub struct NatsLog {
@@ -112,6 +115,7 @@ impl NatsLog {
             config.append_patience,
             &links,
         );
+        first_ticks(&groups).await;
         let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
         tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), workers.clone())));
         Ok(Arc::new(Self {
@@ -174,6 +178,8 @@ impl NatsLog {
         let request = Request {
             subject: shard.names.publication(&append.channel),
             id: match &append.idempotency {
+                #[cfg(test)]
+                Some(key) if faults::Faults::on(&self.config.faults.bare_keys) => key.key.clone(),
                 Some(key) => key_id(&append.channel, key),
                 None => self.unique_id(),
             },
@@ -228,6 +234,8 @@ impl Log for NatsLog {
 
     async fn read(&self, channel: &str, read: Read) -> Result<Page, ReadError> {
         let reader = Reader { links: &*self.links, shard: self.shard(channel), channel };
+        #[cfg(test)]
+        let read = reader.held(read);
         let deadline = Instant::now() + READ_PATIENCE;
         loop {
             match reader.read(&read).await {
@@ -289,7 +297,7 @@ impl Log for NatsLog {
         let deadline = Instant::now() + self.config.append_patience;
         let mut maybe_stored = false;
         loop {
-            let current = shard.current();
+            let (floor, current) = (shard.seen(), shard.current());
             let mut headers = async_nats::HeaderMap::new();
             headers.insert("Nats-Msg-Id", id.as_str());
             headers.insert("Nats-Expected-Stream", current.stream.as_str());
@@ -297,6 +305,11 @@ impl Log for NatsLog {
             let request = client.request_with_headers(shard.names.marker(channel), headers, entry::marker());
             let reason = match timeout(REQUEST_TIMEOUT, request).await {
                 Ok(Ok(answer)) => match jetstream::parse_api::<Ack>(&answer.payload) {
+                    // A marker that was repeated may be older.
+                    Ok(ack) if ack.seq <= floor && !maybe_stored => {
+                        current.goes_back();
+                        "the stream went back".into()
+                    }
                     Ok(ack) => {
                         shard.see(&current.stream, ack.seq);
                         return Ok(current.position(ack.seq));
@@ -316,6 +329,18 @@ impl Log for NatsLog {
                 });
             }
             sleep(Duration::from_millis(100)).await;
+        }
+    }
+}
+
+/// Waits for the first sign of life of every shard, for a short time: it tells the stream's time, without which a
+/// publication cannot say when it was first tried.
+async fn first_ticks(groups: &[Vec<Arc<Shard>>]) {
+    let deadline = Instant::now() + FIRST_TICKS;
+    for shard in groups.iter().flatten() {
+        let ticked = shard.ticked.notified();
+        if shard.is_doubtful() && timeout_at(deadline, ticked).await.is_err() {
+            tracing::warn!(stream = shard.current().stream, "no sign of life yet");
         }
     }
 }

@@ -6,6 +6,8 @@ use plenum_channels::{Page, Position, Read, Since, Tail, Version};
 
 use super::entry::Record;
 use super::event::entry;
+#[cfg(test)]
+use super::faults::Faults;
 use super::jetstream::{RequestError, Stored, get_batch, get_one};
 use super::links::{Held, Links};
 use super::proof::{self, End};
@@ -49,6 +51,10 @@ impl Reader<'_> {
                 hidden = stored.seq;
             }
         }
+        #[cfg(test)]
+        if Faults::on(&self.shard.faults.ignore_markers) {
+            hidden = 0;
+        }
         let current = fresh.current;
         let front = if last.is_none() { front(&client, &current.stream).await? } else { 0 };
         let end = End {
@@ -91,6 +97,15 @@ impl Reader<'_> {
         Ok(None)
     }
 
+    /// The read as a server would do it that remembers positions itself.
+    #[cfg(test)]
+    pub fn held(&self, mut read: Read) -> Read {
+        if let (Since::Position(since), true) = (&mut read.since, Faults::on(&self.shard.faults.hold_positions)) {
+            since.offset = self.shard.delivered(crate::channel_token::hash(self.channel)).unwrap_or(since.offset);
+        }
+        read
+    }
+
     pub async fn read(&self, read: &Read) -> Result<Page, RequestError> {
         let mut top = self.top(0).await?;
         if let Since::Position(since) = &read.since
@@ -120,9 +135,20 @@ impl Reader<'_> {
         if !top.end.shows(&read.retention) {
             return Ok(nothing(top, top.end.top(), false));
         }
+        #[cfg(test)]
+        let allowed = self.front_allows(top, position).await?;
+        #[cfg(test)]
+        drop(self.shard.faults.before_range.read().await);
         let first = get_batch(&top.client, &top.current.stream, &top.subject, position, BATCH).await?;
         let found = first.first().is_some_and(|stored| stored.seq == position);
+        // After the range was read: what it lacks was trimmed before that, and the front tells.
         let mut complete = found || self.front_allows(top, position).await?;
+        #[cfg(test)]
+        if Faults::on(&self.shard.faults.front_first) {
+            complete = allowed;
+        }
+        // Settings that somebody changed may have taken entries out of the middle.
+        complete &= self.shard.broken().is_none();
         let following = first.first().map_or(0, |stored| stored.pending + u64::from(stored.seq > position));
         let mut from = position + 1;
         if following > read.retention.size as u64 {
@@ -195,7 +221,7 @@ impl Reader<'_> {
                 }
                 next = stored.seq + 1;
                 before_ms = Some(stored.time_ms);
-                let entry = entry(stored.seq, std::mem::replace(&mut previous, stored.seq), &stored);
+                let entry = entry(self.shard, stored.seq, std::mem::replace(&mut previous, stored.seq), &stored);
                 if let Some(entry) = entry {
                     bytes += entry.publication.data.len();
                     entries.push(Arc::new(entry));
@@ -238,7 +264,7 @@ impl Reader<'_> {
                     break 'pages;
                 }
                 after_ms = Some(stored.time_ms);
-                if let Some(entry) = entry(stored.seq, 0, stored) {
+                if let Some(entry) = entry(self.shard, stored.seq, 0, stored) {
                     bytes += entry.publication.data.len();
                     entries.push(Arc::new(entry));
                 }

@@ -121,6 +121,7 @@ async fn try_fill(
         }
         state.first_seq <= gap.verified + 1
     };
+    let complete = complete && shard.broken().is_none();
     Ok(Filled { items, through, complete })
 }
 

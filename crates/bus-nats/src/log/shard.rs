@@ -1,7 +1,7 @@
 //! One shard as a replica sees it: which stream it is, how far it is known, and which local channels it has.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -13,6 +13,7 @@ use tokio::time::{Instant, sleep};
 
 use super::config::LogConfig;
 use super::digest::TickChain;
+use super::entry::VOID_AFTER_MS;
 use super::jetstream::{Answer, RequestError, get_last};
 use super::names::ShardNames;
 use super::setup::Incarnation;
@@ -41,9 +42,20 @@ pub(super) struct Current {
     pub stream: String,
     pub epoch: Epoch,
     pub regress: u32,
+    went_back: AtomicBool,
 }
 
 impl Current {
+    /// It acknowledged a sequence that it had given out before: nothing that it says counts any more, and the shard's
+    /// ticker replaces it.
+    pub fn goes_back(&self) {
+        self.went_back.store(true, Ordering::SeqCst);
+    }
+
+    pub fn has_gone_back(&self) -> bool {
+        self.went_back.load(Ordering::SeqCst)
+    }
+
     pub fn position(&self, offset: u64) -> Position {
         Position { offset, epoch: self.epoch.clone() }
     }
@@ -235,6 +247,17 @@ impl Shard {
         known.seen = Vec::new();
     }
 
+    /// An entry stored so long after its first attempt does not count.
+    pub fn void_after_ms(&self) -> u64 {
+        #[cfg(test)]
+        match (&self.faults.count_late, self.faults.void_after_ms.load(Ordering::SeqCst)) {
+            (late, _) if super::faults::Faults::on(late) => return u64::MAX,
+            (_, 0) => {}
+            (_, after_ms) => return after_ms,
+        }
+        VOID_AFTER_MS
+    }
+
     pub fn set_broken(&self, broken: Option<String>) {
         *self.broken.lock() = broken;
     }
@@ -280,6 +303,13 @@ impl Shard {
                 index.remove(&hash);
             }
         }
+    }
+
+    /// Last sequence that was delivered here on the channel with this hash.
+    #[cfg(test)]
+    pub fn delivered(&self, hash: u64) -> Option<u64> {
+        let index = self.tracked.lock();
+        index.get(&hash)?.first().map(|tracked| tracked.last.load(Ordering::SeqCst))
     }
 
     /// Notes what a tick says and returns the local channels that lack something, with the sequence they lack.
@@ -343,5 +373,6 @@ fn current(incarnation: &Incarnation) -> Current {
         stream: incarnation.stream.clone(),
         epoch: Epoch::from(incarnation.epoch.as_str()),
         regress: incarnation.regress,
+        went_back: AtomicBool::new(false),
     }
 }

@@ -124,6 +124,10 @@ impl Ticker {
                         }
                         high.0 = Instant::now();
                     }
+                    if self.shard.current().has_gone_back() && Instant::now() >= not_before {
+                        not_before = Instant::now() + PERIOD / 2;
+                        self.examine(Written::WentBack).await;
+                    }
                     if silence >= MOVE_AFTER && moved.elapsed() >= MOVE_AFTER {
                         moved = Instant::now();
                         tracing::warn!(stream = self.shard.current().stream, ?silence, "no tick; moving to other servers");
@@ -280,6 +284,10 @@ impl Ticker {
     /// The stream may have gone back. Only an acknowledgement proves it, because a server that is cut off from its
     /// peers cannot give one: so a tick is written behind what the stream itself takes for the last.
     async fn examine(&self, written: Written) {
+        #[cfg(test)]
+        if super::faults::Faults::on(&self.shard.faults.ignore_regress) {
+            return;
+        }
         let current = self.shard.current();
         let (client, seen) = (self.links.any(), self.shard.seen());
         if written != Written::WentBack {

@@ -11,6 +11,7 @@ mod elections;
 mod incarnations;
 mod operations;
 mod repair;
+mod rules;
 mod scale;
 mod servers;
 mod trimming;
