@@ -11,6 +11,8 @@ thread_local! {
     /// The first value of a header counts instead of the last. Counts on one thread, so a test that uses it has a
     /// runtime of one thread.
     pub(crate) static FIRST_HEADER: Cell<bool> = const { Cell::new(false) };
+    /// An answer of many messages is taken for whole although some are missing; by thread likewise.
+    pub(crate) static BELIEVE_PARTS: Cell<bool> = const { Cell::new(false) };
 }
 
 /// Nothing is broken by default.

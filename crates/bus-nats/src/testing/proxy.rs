@@ -20,11 +20,22 @@ enum Flow {
     Cut,
 }
 
+/// How slow the link is.
+#[derive(Default)]
+struct Pace {
+    delay_us: AtomicU64,
+    /// Bytes a second in each direction; 0 for as many as come.
+    rate: AtomicU64,
+}
+
+/// Bytes passed on at once on a link with a limited rate.
+const PIECE: usize = 4096;
+
 /// A TCP proxy on a free loopback port whose link a test can slow down, stall and cut.
 pub struct Proxy {
     port: u16,
     flow: watch::Sender<Flow>,
-    delay_us: Arc<AtomicU64>,
+    pace: Arc<Pace>,
     task: JoinHandle<()>,
 }
 
@@ -34,9 +45,9 @@ impl Proxy {
         let listener = TcpListener::bind(("127.0.0.1", 0)).await?;
         let port = listener.local_addr()?.port();
         let (flow, watched) = watch::channel(Flow::Open);
-        let delay_us = Arc::new(AtomicU64::new(0));
-        let task = tokio::spawn(accept(listener, target.into(), watched, delay_us.clone()));
-        Ok(Proxy { port, flow, delay_us, task })
+        let pace = Arc::new(Pace::default());
+        let task = tokio::spawn(accept(listener, target.into(), watched, pace.clone()));
+        Ok(Proxy { port, flow, pace, task })
     }
 
     /// `127.0.0.1:port`.
@@ -46,7 +57,12 @@ impl Proxy {
 
     /// Each byte arrives this much later, in both directions.
     pub fn set_delay(&self, delay: Duration) {
-        self.delay_us.store(delay.as_micros() as u64, Ordering::Relaxed);
+        self.pace.delay_us.store(delay.as_micros() as u64, Ordering::Relaxed);
+    }
+
+    /// At most this many bytes pass in a second, in each direction; 0 for no limit. What is more waits in the proxy.
+    pub fn set_rate(&self, bytes: u64) {
+        self.pace.rate.store(bytes, Ordering::Relaxed);
     }
 
     /// Nothing passes and nothing is closed; what was sent meanwhile arrives after [`restore`](Self::restore).
@@ -71,7 +87,7 @@ impl Drop for Proxy {
     }
 }
 
-async fn accept(listener: TcpListener, target: String, flow: watch::Receiver<Flow>, delay_us: Arc<AtomicU64>) {
+async fn accept(listener: TcpListener, target: String, flow: watch::Receiver<Flow>, pace: Arc<Pace>) {
     // Dropped with this task, and the connections with it.
     let mut connections = JoinSet::new();
     loop {
@@ -80,11 +96,11 @@ async fn accept(listener: TcpListener, target: String, flow: watch::Receiver<Flo
         if *flow.borrow() == Flow::Cut {
             continue;
         }
-        connections.spawn(forward(inbound, target.clone(), flow.clone(), delay_us.clone()));
+        connections.spawn(forward(inbound, target.clone(), flow.clone(), pace.clone()));
     }
 }
 
-async fn forward(inbound: TcpStream, target: String, mut flow: watch::Receiver<Flow>, delay_us: Arc<AtomicU64>) {
+async fn forward(inbound: TcpStream, target: String, mut flow: watch::Receiver<Flow>, pace: Arc<Pace>) {
     // A stalled network does not let a connection come about.
     if flow.wait_for(|flow| *flow != Flow::Stalled).await.is_err() {
         return;
@@ -94,8 +110,8 @@ async fn forward(inbound: TcpStream, target: String, mut flow: watch::Receiver<F
     let _ = (inbound.set_nodelay(true), outbound.set_nodelay(true));
     let (client_read, client_write) = inbound.into_split();
     let (server_read, server_write) = outbound.into_split();
-    let up = pipe(client_read, server_write, flow.clone(), delay_us.clone());
-    let down = pipe(server_read, client_write, flow.clone(), delay_us);
+    let up = pipe(client_read, server_write, flow.clone(), pace.clone());
+    let down = pipe(server_read, client_write, flow.clone(), pace);
     let mut cut = flow;
     tokio::select! {
         () = up => {}
@@ -105,17 +121,13 @@ async fn forward(inbound: TcpStream, target: String, mut flow: watch::Receiver<F
 }
 
 /// One direction; a queue between reader and writer keeps the delay from limiting the bandwidth.
-async fn pipe(
-    mut from: OwnedReadHalf,
-    mut to: OwnedWriteHalf,
-    mut flow: watch::Receiver<Flow>,
-    delay_us: Arc<AtomicU64>,
-) {
+async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::Receiver<Flow>, pace: Arc<Pace>) {
+    let pace = &pace;
     let (sender, mut receiver) = mpsc::channel::<(Instant, Vec<u8>)>(1024);
     let read = async move {
         let mut buffer = vec![0; 64 * 1024];
         while let Ok(count @ 1..) = from.read(&mut buffer).await {
-            let due = Instant::now() + Duration::from_micros(delay_us.load(Ordering::Relaxed));
+            let due = Instant::now() + Duration::from_micros(pace.delay_us.load(Ordering::Relaxed));
             if sender.send((due, buffer[..count].to_vec())).await.is_err() {
                 return;
             }
@@ -124,8 +136,14 @@ async fn pipe(
     let write = async move {
         while let Some((due, bytes)) = receiver.recv().await {
             tokio::time::sleep_until(due).await;
-            if flow.wait_for(|flow| *flow != Flow::Stalled).await.is_err() || to.write_all(&bytes).await.is_err() {
-                return;
+            let rate = pace.rate.load(Ordering::Relaxed);
+            for piece in bytes.chunks(if rate == 0 { bytes.len() } else { PIECE }) {
+                if flow.wait_for(|flow| *flow != Flow::Stalled).await.is_err() || to.write_all(piece).await.is_err() {
+                    return;
+                }
+                if rate > 0 {
+                    tokio::time::sleep(Duration::from_secs_f64(piece.len() as f64 / rate as f64)).await;
+                }
             }
         }
     };

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod answers;
 mod appending;
 mod appending_elsewhere;
 mod cluster;

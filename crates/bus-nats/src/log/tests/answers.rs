@@ -1,0 +1,64 @@
+//! Answers of direct get that lose a part on their way.
+
+use std::time::Duration;
+
+use super::servers::{config, pool, prefix, publish};
+use crate::log::faults::BELIEVE_PARTS;
+use crate::log::jetstream::{RequestError, Stored, get_batch};
+use crate::log::{NatsLog, PoolLinks};
+use crate::testing::{NatsCluster, Proxy};
+
+const COUNT: usize = 100;
+const BYTES: usize = 4096;
+
+/// The connection breaks while the answer trickles over a slow route, and comes back at once: the client library
+/// subscribes again, and what came to its server meanwhile is gone. One thread, because the rule is switched off by it.
+#[tokio::test]
+async fn an_answer_that_lost_its_middle_is_not_believed() {
+    let cluster = NatsCluster::start_proxied().await.unwrap();
+    let log = NatsLog::start(PoolLinks::new(pool(cluster.urls()).await), config(&prefix(), 1)).await.unwrap();
+    for n in 0..COUNT {
+        let mut data = format!("{n} ").into_bytes();
+        data.resize(BYTES, b'x');
+        publish(&log, "channel", data).await;
+    }
+    let stream = log.shard("channel").current().stream.clone();
+    let subject = log.shard("channel").names.publication("channel");
+    let probe = async_nats::connect(cluster.urls()).await.unwrap();
+    let leader = cluster.stream_leader(&probe, &stream).await.unwrap();
+    let away = (leader + 1) % 3;
+    let proxy = Proxy::start(cluster.servers[away].address()).await.unwrap();
+    let client = async_nats::ConnectOptions::new()
+        .ignore_discovered_servers()
+        .reconnect_delay_callback(|_| Duration::from_millis(20))
+        .connect(format!("nats://{}", proxy.address()))
+        .await
+        .unwrap();
+    let whole = get_batch(&client, &stream, &subject, 1, COUNT).await.unwrap();
+    assert_eq!(whole.len(), COUNT);
+    // The answer takes 1.4 s; requests end after 2 s.
+    cluster.route(leader, away).unwrap().set_rate(300_000);
+    for rule in [true, false] {
+        BELIEVE_PARTS.set(!rule);
+        let cut = async {
+            tokio::time::sleep(Duration::from_millis(400)).await;
+            proxy.cut();
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            proxy.restore();
+        };
+        let (answer, ()) = tokio::join!(get_batch(&client, &stream, &subject, 1, COUNT), cut);
+        match (rule, answer) {
+            (true, Err(RequestError::Unavailable(reason))) => assert!(reason.contains("a part"), "{reason}"),
+            (true, other) => panic!("{} messages of {COUNT} are believed", other.map_or(0, |it| it.len())),
+            (false, Ok(parts)) => {
+                let seqs = |messages: &[Stored]| messages.iter().map(|stored| stored.seq).collect::<Vec<_>>();
+                let (parts, whole) = (seqs(&parts), seqs(&whole));
+                assert!(parts.len() < COUNT && parts[0] == whole[0] && parts.last() == whole.last(), "{parts:?}");
+            }
+            (false, Err(error)) => panic!("{error}"),
+        }
+        // What is still on its way has arrived before the next request.
+        tokio::time::sleep(Duration::from_secs(2)).await;
+    }
+    BELIEVE_PARTS.set(false);
+}
