@@ -86,6 +86,8 @@ enum Resolved {
     Done(oneshot::Sender<Result<Appended, AppendError>>, Result<Appended, AppendError>),
     /// Nothing is there: try again.
     Repeat(Box<Op>),
+    /// It was acknowledged, and the stream may have gone back since.
+    Unproven(Box<Op>),
     /// How far the front may have taken the channel's only entries.
     Checked {
         number: u64,
@@ -188,6 +190,7 @@ impl Lane {
             number: NEXT_NUMBER.fetch_add(1, Ordering::Relaxed),
             stream: None,
             attempts: 0,
+            floors: (0, 0),
             state: State::Waits,
             maybe_stored: false,
             overtaken_by: None,
@@ -240,14 +243,29 @@ impl Lane {
                 return;
             }
             let op = &mut line.ops[next];
+            // In this order: what an incarnation has seen is below everything of the next.
+            let floor = op.request.shard.seen();
             let current = op.request.shard.current();
-            let elsewhere = op.stream.get_or_insert_with(|| current.stream.clone()) != &current.stream;
             // After a long sleep of this process the caller has been told that nobody knows.
-            if elsewhere || op.request.called.elapsed() > self.patience {
+            let late = op.request.called.elapsed() > self.patience;
+            // Held until the shard is another stream.
+            if current.has_gone_back() && !late {
+                return;
+            }
+            // What no stream can have, and stands under no condition, may as well go to the new one.
+            if !op.maybe_stored && op.request.expected.is_none() {
+                op.stream = None;
+            }
+            let elsewhere = op.stream.get_or_insert_with(|| current.stream.clone()) != &current.stream;
+            if elsewhere || late {
                 if let Some(op) = line.ops.remove(next) {
                     finish_unanswered(op);
                 }
                 continue;
+            }
+            #[cfg(test)]
+            if super::faults::Faults::on(&op.request.shard.faults.believe_empty) {
+                op.checked = true;
             }
             if op.request.expected == Some(0) && !op.checked {
                 op.state = State::Checking;
@@ -261,7 +279,9 @@ impl Lane {
                 self.lookups.push(lookup.boxed());
                 return;
             }
+            self.contact.sent(now);
             op.attempts += 1;
+            op.floors = (if op.attempts == 1 { floor } else { op.floors.0 }, floor);
             op.state = State::InFlight(now);
             line.in_flight += 1;
             self.sent.insert(op.number, channel.clone());
@@ -271,11 +291,10 @@ impl Lane {
             if let Some(expected) = op.request.expected {
                 headers.insert("Nats-Expected-Last-Subject-Sequence", expected.to_string());
             }
-            let reply = format!("{}.{}", self.inbox, op.number);
+            let reply = format!("{}.{}-{}", self.inbox, op.number, op.attempts);
             let (subject, payload) = (op.request.subject.clone(), op.request.payload.clone());
             #[cfg(test)]
             let subject = match super::faults::Faults::take(&op.request.shard.faults.misroute) {
-            self.contact.sent(now);
                 true => "nobody.listens.here".into(),
                 false => subject,
             };
@@ -293,11 +312,9 @@ impl Lane {
     }
 
     async fn answered(&mut self, message: Message) {
-        self.last_answer = Instant::now();
-        let number = message.subject.rsplit('.').next().and_then(|number| number.parse().ok());
-        let Some((number, channel)) = number.and_then(|number| Some((number, self.sent.get(&number)?.clone()))) else {
-            return;
-        };
+        let mut numbers = message.subject.rsplit(['.', '-']).map(|number| number.parse::<u64>().ok());
+        let (Some(Some(attempt)), Some(Some(number))) = (numbers.next(), numbers.next()) else { return };
+        let Some(channel) = self.sent.get(&number).cloned() else { return };
         #[cfg(test)]
         if let Some(op) = self.lines[&channel].ops.iter().find(|op| op.number == number)
             && message.status.is_none()
@@ -313,7 +330,7 @@ impl Lane {
                 self.contact.useful(Instant::now(), self.sent.len() > 1);
             }
             match answer {
-                Ok(ack) => self.acknowledged(number, &channel, ack),
+                Ok(ack) => self.acknowledged(number, attempt, &channel, ack),
                 Err(error) => self.refused(number, &channel, error),
             }
         }
@@ -337,8 +354,23 @@ impl Lane {
         Some(op)
     }
 
-    fn acknowledged(&mut self, number: u64, channel: &Arc<str>, ack: Ack) {
+    fn acknowledged(&mut self, number: u64, attempt: u64, channel: &Arc<str>, ack: Ack) {
         let Some(op) = self.take(number, channel) else { return };
+        let current = op.request.shard.current();
+        // The first acknowledgement of an attempt is for what that very attempt stored.
+        let exact = !ack.duplicate && attempt == u64::from(op.attempts);
+        let floor = if exact { op.floors.1 } else { op.floors.0 };
+        let others = ack.duplicate && op.request.keyed;
+        let proven = current.stream == ack.stream && (current.has_gone_back() || ack.seq <= floor && !others);
+        #[cfg(test)]
+        let proven = proven && !super::faults::Faults::on(&op.request.shard.faults.believe_old);
+        if proven {
+            current.goes_back();
+            self.hold(op);
+            return;
+        }
+        // An earlier attempt may have been stored before the stream went back, or after.
+        let doubtful = !exact && ack.seq <= op.request.shard.seen();
         let Some(line) = self.lines.get_mut(channel) else { return };
         op.request.shard.see(&ack.stream, ack.seq);
         if !ack.duplicate {
@@ -358,20 +390,32 @@ impl Lane {
         if line.ops.iter().any(|op| op.state == State::Failed) {
             line.recovering = Some(Instant::now());
         }
-        let current = op.request.shard.current();
         if current.stream != ack.stream || op.request.called.elapsed() > TOO_LATE {
             finish(op, Err(AppendError::Indeterminate));
             return;
         }
         line.last_acknowledged = line.last_acknowledged.max(ack.seq);
         let position = current.position(ack.seq);
-        if !ack.duplicate || (!op.request.keyed && op.request.expected.is_none()) {
+        let known = !ack.duplicate || (!op.request.keyed && op.request.expected.is_none());
+        #[cfg(test)]
+        let known = known || super::faults::Faults::on(&op.request.shard.faults.trust_duplicates);
+        if known && !doubtful {
             finish(op, Ok(Appended { position, duplicate: false }));
             return;
         }
-        // Somebody's attempt with this id was stored there: whose, the entry says.
         let client = self.links.any();
         let lookup = async move {
+            if doubtful {
+                // Is there a server that has everything that was seen?
+                match op.request.shard.fresh(&client, &[], 0, 0).await {
+                    Ok(fresh) if Arc::ptr_eq(&fresh.current, &current) && !current.has_gone_back() => {}
+                    _ => return Resolved::Unproven(Box::new(op)),
+                }
+            }
+            if known {
+                return Resolved::Done(op.request.reply, Ok(Appended { position, duplicate: false }));
+            }
+            // Somebody's attempt with this id was stored there: whose, the entry says.
             let found = ack::at(&client, &current, &op.request, ack.seq).await;
             let result = match found {
                 Some(Found::Own) => Ok(Appended { position, duplicate: false }),
@@ -384,6 +428,27 @@ impl Lane {
             Resolved::Done(op.request.reply, result)
         };
         self.lookups.push(lookup.boxed());
+    }
+
+    /// Keeps an append whose acknowledgement does not count: it is repeated under its id when the stream proves to be
+    /// intact, or in the stream that takes its place. There a condition on a position of the old one means nothing.
+    fn hold(&mut self, mut op: Op) {
+        op.maybe_stored = true;
+        if op.request.shard.current().has_gone_back() {
+            if op.request.expected.is_some() {
+                finish_unanswered(op);
+                return;
+            }
+            // What the old stream has of it is out of everybody's reach.
+            op.stream = None;
+            op.overtaken_by = None;
+        }
+        op.state = State::Failed;
+        op.trouble = "the stream went back behind what it had acknowledged".into();
+        let line = self.lines.entry(op.request.channel.clone()).or_default();
+        line.recovering = Some(Instant::now() + FIRST_PAUSE);
+        let place = line.ops.partition_point(|other| other.number < op.number);
+        line.ops.insert(place, op);
     }
 
     fn refused(&mut self, number: u64, channel: &Arc<str>, error: RequestError) {
@@ -417,6 +482,8 @@ impl Lane {
         let last = description.rsplit(' ').next().and_then(|last| last.parse().ok()).unwrap_or(0);
         let expected = op.request.expected.unwrap_or(0);
         let certain = op.attempts == 1 && !op.request.keyed && last > 0;
+        #[cfg(test)]
+        let certain = certain || super::faults::Faults::on(&op.request.shard.faults.believe_refusals);
         if certain {
             finish(op, Err(AppendError::Conflict { expected, last }));
             return;
@@ -451,6 +518,7 @@ impl Lane {
         match resolved {
             Resolved::Done(reply, result) => drop(reply.send(result)),
             Resolved::Checked { number, channel, front } => self.checked(number, &channel, front).await,
+            Resolved::Unproven(op) => self.hold(*op),
             Resolved::Repeat(mut op) => {
                 op.state = State::Failed;
                 let channel = op.request.channel.clone();
@@ -506,6 +574,9 @@ impl Lane {
         let connects = self.client.statistics().connects.load(Ordering::Relaxed);
         let broken =
             connects != self.connects || self.client.connection_state() != async_nats::connection::State::Connected;
+        if broken {
+            self.contact.renewed(now);
+        }
         self.connects = connects;
         let (mut silent, mut due, mut over) = (Vec::new(), Vec::new(), Vec::new());
         for (channel, line) in &self.lines {
@@ -553,6 +624,9 @@ impl Lane {
         for channel in due {
             self.pump(&channel).await;
         }
+        if self.lines.is_empty() {
+            self.contact.idle();
+        }
     }
 
     /// Ends an append that may not be sent again.
@@ -582,9 +656,3 @@ async fn answer(answers: &mut Option<Subscriber>) -> Option<Message> {
         None => std::future::pending().await,
     }
 }
-        if broken {
-            self.contact.renewed(now);
-        }
-        if self.lines.is_empty() {
-            self.contact.idle();
-        }

@@ -44,6 +44,8 @@ pub(super) struct Op {
     /// The stream of the first attempt: no id is tried in another one.
     pub stream: Option<String>,
     pub attempts: u32,
+    /// The highest sequence known when the first attempt was sent, and the last one: it must be stored above.
+    pub floors: (u64, u64),
     pub state: State,
     /// An attempt without an answer may have been stored.
     pub maybe_stored: bool,

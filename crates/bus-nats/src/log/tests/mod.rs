@@ -16,3 +16,4 @@ mod rules;
 mod scale;
 mod servers;
 mod trimming;
+mod went_back;
