@@ -1,0 +1,231 @@
+//! Which server serves which slot.
+
+use std::sync::Arc;
+
+use super::Address;
+use crate::keys::SLOTS;
+
+const NOBODY: u16 = u16::MAX;
+
+/// A primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Node {
+    /// Its id in the cluster: 40 hex digits; empty for a standalone server.
+    pub id: String,
+    /// Where it listens.
+    pub address: Address,
+    /// Epoch of its claim on its slots; grows with each failover.
+    pub epoch: u64,
+}
+
+/// A cluster's layout, as its nodes told it.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Slots {
+    nodes: Vec<Arc<Node>>,
+    owners: Box<[u16]>,
+    /// All nodes, replicas too, with their ids: whom to ask next time.
+    members: Vec<(String, Address)>,
+}
+
+impl Slots {
+    pub(super) fn unknown() -> Self {
+        Slots { nodes: Vec::new(), owners: vec![NOBODY; usize::from(SLOTS)].into(), members: Vec::new() }
+    }
+
+    pub(super) fn standalone(address: Address) -> Self {
+        let node = Arc::new(Node { id: String::new(), address, epoch: 0 });
+        Slots { nodes: vec![node], owners: vec![0; usize::from(SLOTS)].into(), members: Vec::new() }
+    }
+
+    /// Who serves this slot; `None` while nobody is known to.
+    pub fn owner(&self, slot: u16) -> Option<&Arc<Node>> {
+        self.nodes.get(usize::from(*self.owners.get(usize::from(slot))?))
+    }
+
+    /// All primaries with slots.
+    pub fn primaries(&self) -> &[Arc<Node>] {
+        &self.nodes
+    }
+
+    /// Number of slots that somebody serves.
+    pub fn covered(&self) -> usize {
+        self.owners.iter().filter(|owner| **owner != NOBODY).count()
+    }
+
+    pub(super) fn members(&self) -> impl Iterator<Item = &Address> {
+        self.members.iter().map(|(_, address)| address)
+    }
+
+    /// Whether every slot has the same owner.
+    pub(super) fn served_like(&self, other: &Slots) -> bool {
+        self.nodes == other.nodes && self.owners == other.owners
+    }
+
+    /// Goes back behind no newer claim of `known`: those who answered may all be behind. The claim of a node that none
+    /// of them names any more ends; a cluster that was made anew begins with low epochs.
+    pub(super) fn keep_newer(&mut self, known: &Slots) {
+        for slot in 0..SLOTS {
+            let (Some(old), new) = (known.owner(slot), self.owner(slot)) else { continue };
+            let newer = new.is_none_or(|new| new.epoch < old.epoch);
+            if newer && self.members.iter().any(|(id, _)| *id == old.id) {
+                let old = old.clone();
+                let place = self.place(old);
+                self.owners[usize::from(slot)] = place;
+            }
+        }
+        self.drop_slotless();
+    }
+
+    /// The node's place, with an entry for each node, address and epoch: an older answer's address is not to be used.
+    fn place(&mut self, node: Arc<Node>) -> u16 {
+        let place = self.nodes.iter().position(|known| *known == node).unwrap_or(self.nodes.len());
+        if place == self.nodes.len() {
+            self.nodes.push(node);
+        }
+        place as u16
+    }
+
+    /// From the answers of several nodes to `CLUSTER NODES`, each with the address that was asked. They may be of
+    /// different age: each slot goes to the claim of the highest epoch, which is how the nodes themselves decide.
+    pub(super) fn merged(answers: &[(Address, String)], named: bool) -> Self {
+        let mut slots = Slots::unknown();
+        let mut claims = vec![0u64; usize::from(SLOTS)];
+        for (asked, text) in answers {
+            for line in text.lines().filter_map(|line| Line::parse(line, asked, named)) {
+                let member = (line.node.id.clone(), line.node.address.clone());
+                if !slots.members.contains(&member) {
+                    slots.members.push(member);
+                }
+                if line.primary {
+                    slots.claim(line, &mut claims);
+                }
+            }
+        }
+        slots.drop_slotless();
+        slots
+    }
+
+    fn claim(&mut self, line: Line, claims: &mut [u64]) {
+        let epoch = line.node.epoch;
+        let place = self.place(Arc::new(line.node));
+        for (first, last) in line.ranges {
+            for slot in usize::from(first)..=usize::from(last).min(claims.len() - 1) {
+                if self.owners[slot] == NOBODY || epoch > claims[slot] {
+                    self.owners[slot] = place;
+                    claims[slot] = epoch;
+                }
+            }
+        }
+    }
+
+    fn drop_slotless(&mut self) {
+        let mut places = vec![NOBODY; self.nodes.len()];
+        let mut kept = Vec::new();
+        for owner in self.owners.iter_mut().filter(|owner| **owner != NOBODY) {
+            let place = &mut places[usize::from(*owner)];
+            if *place == NOBODY {
+                *place = kept.len() as u16;
+                kept.push(self.nodes[usize::from(*owner)].clone());
+            }
+            *owner = *place;
+        }
+        self.nodes = kept;
+        self.members.sort_unstable();
+    }
+}
+
+impl std::fmt::Debug for Slots {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Slots").field("nodes", &self.nodes).field("covered", &self.covered()).finish_non_exhaustive()
+    }
+}
+
+/// One line of `CLUSTER NODES`:
+/// `<id> <ip:port@bus[,hostname]> <flags> <primary> <ping> <pong> <epoch> <link> <slot or range>...`
+struct Line {
+    node: Node,
+    primary: bool,
+    ranges: Vec<(u16, u16)>,
+}
+
+impl Line {
+    /// `named`: the announced host name counts before the address, as certificates want it.
+    fn parse(line: &str, asked: &Address, named: bool) -> Option<Line> {
+        let mut words = line.split(' ');
+        let (id, place, flags) = (words.next()?, words.next()?, words.next()?);
+        let epoch = words.nth(3)?.parse().ok()?;
+        let flags: Vec<&str> = flags.split(',').collect();
+        if ["noaddr", "handshake"].iter().any(|flag| flags.contains(flag)) {
+            return None;
+        }
+        let (place, host_name) = match place.split_once(',') {
+            Some((place, rest)) => (place, rest.split(',').next().unwrap_or_default()),
+            None => (place, ""),
+        };
+        let (host, port) = place.split_once('@').map_or(place, |(place, _)| place).rsplit_once(':')?;
+        let host = match (named && !host_name.is_empty(), host.is_empty()) {
+            (true, _) => host_name,
+            (false, true) => &asked.host,
+            (false, false) => host,
+        };
+        let ranges = words.skip(1).filter(|word| !word.starts_with('[')).filter_map(|word| {
+            let (first, last) = word.split_once('-').unwrap_or((word, word));
+            Some((first.parse().ok()?, last.parse().ok()?))
+        });
+        let node = Node { id: id.into(), address: Address::new(host, port.parse().ok()?), epoch };
+        Some(Line { node, primary: flags.contains(&"master"), ranges: ranges.collect() })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn merged(answers: &[&str]) -> Slots {
+        let answers: Vec<_> = answers.iter().map(|text| (Address::new("seed", 1), (*text).to_owned())).collect();
+        Slots::merged(&answers, false)
+    }
+
+    fn owner(slots: &Slots, slot: u16) -> String {
+        slots.owner(slot).map_or("nobody".into(), |node| node.address.to_string())
+    }
+
+    #[test]
+    fn the_highest_epoch_has_the_slot() {
+        let before = "aa 10.0.0.1:7000@17000 myself,master - 0 0 1 connected 0-100 [7->-bb]\n\
+                      bb 10.0.0.2:7000@17000,two.local slave aa 0 0 1 connected\n\
+                      cc :7003@17003 master - 0 0 3 connected 101 200-16383\n\
+                      dd 10.0.0.4:7000@17000 master,noaddr - 0 0 9 disconnected 0-16383\n\
+                      ee 10.0.0.5:7000@17000 handshake - 0 0 0 connected";
+        let slots = merged(&[before]);
+        assert_eq!((owner(&slots, 0), owner(&slots, 100)), ("10.0.0.1:7000".into(), "10.0.0.1:7000".into()));
+        assert_eq!((owner(&slots, 101), owner(&slots, 150)), ("seed:7003".into(), "nobody".into()));
+        assert_eq!((slots.primaries().len(), slots.members().count(), slots.covered()), (2, 3, 102 + 16_184));
+        let after = "aa 10.0.0.1:7000@17000 master,fail - 0 0 1 disconnected\n\
+                     bb 10.0.0.2:7000@17000 myself,master - 0 0 4 connected 0-100";
+        for answers in [[before, after], [after, before]] {
+            let slots = merged(&answers);
+            assert_eq!((owner(&slots, 50), owner(&slots, 300)), ("10.0.0.2:7000".into(), "seed:7003".into()));
+            assert_eq!(slots.primaries().len(), 2, "who lost all slots is no primary");
+        }
+        let mut behind = merged(&[before]);
+        behind.keep_newer(&merged(&[after]));
+        assert_eq!(owner(&behind, 50), "10.0.0.2:7000", "an older answer alone does not take a slot back");
+        let mut anew = merged(&["ff 10.0.0.9:7000@17000 master - 0 0 0 connected 0-16383"]);
+        anew.keep_newer(&merged(&[after]));
+        assert_eq!(
+            (owner(&anew, 50), anew.primaries().len()),
+            ("10.0.0.9:7000".into(), 1),
+            "a cluster made anew counts"
+        );
+        assert_eq!(merged(&["rubbish\n\n- - -"]).covered(), 0);
+        assert_eq!(merged(&["aa h:1@2 master - 0 0 1 connected 16000-60000"]).covered(), 384);
+    }
+
+    #[test]
+    fn host_names_count_where_certificates_are_checked() {
+        let line = "aa 10.0.0.1:7000@17000,one.local,shard-id=x master - 0 0 1 connected 0-16383".to_owned();
+        let slots = Slots::merged(&[(Address::new("seed", 1), line)], true);
+        assert_eq!(owner(&slots, 1), "one.local:7000");
+    }
+}
