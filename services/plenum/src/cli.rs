@@ -29,6 +29,9 @@ pub enum Command {
     Worker(Settings),
     /// Ask a running process to move its connections elsewhere at a steady pace and end, as SIGTERM does.
     Drain(Drain),
+    /// Put load on running servers and compare what was sent with what arrived.
+    #[command(subcommand)]
+    Bench(BenchCommand),
     /// Check and explain the configuration.
     #[command(subcommand)]
     Config(ConfigCommand),
@@ -84,6 +87,75 @@ pub struct Source {
     /// A setting, e.g. client.channel_limit=256; overrides file and environment
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = assignment)]
     pub set: Vec<(String, String)>,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum BenchCommand {
+    /// Users in sessions, each of whom publishes to all others of the session.
+    Session(BenchSession),
+}
+
+#[derive(Debug, Args)]
+pub struct BenchSession {
+    #[command(flatten)]
+    pub source: Source,
+    /// WebSocket endpoint, ws:// or wss://
+    #[arg(long, default_value = "ws://127.0.0.1:8000/connection/websocket")]
+    pub url: String,
+    /// Connections, each a user of its own
+    #[arg(long, default_value_t = 12)]
+    pub users: usize,
+    /// Channels that the users are spread over; by default one for every 12 users
+    #[arg(long)]
+    pub sessions: Option<usize>,
+    /// How long they publish
+    #[arg(long, default_value = "60s", value_parser = time)]
+    pub duration: Duration,
+    /// Publications per second of each user
+    #[arg(long, default_value_t = 1.0)]
+    pub rate: f64,
+    /// Bytes of a publication
+    #[arg(long, default_value_t = 128)]
+    pub size: usize,
+    /// Beginning of the sessions' channels; their namespace must let clients subscribe and publish
+    #[arg(long, default_value = "chat:bench-")]
+    pub channel: String,
+    /// Connections opened per second
+    #[arg(long, default_value_t = 500)]
+    pub ramp: u32,
+    /// Encoding of messages
+    #[arg(long, value_enum, default_value_t = WireEncoding::Json)]
+    pub encoding: WireEncoding,
+    /// Limit for the last user to get in, and for the last message to arrive
+    #[arg(long, default_value = "30s", value_parser = time)]
+    pub patience: Duration,
+    /// Connect without tokens; otherwise they are signed with client.token.hmac_secret_key
+    #[arg(long)]
+    pub anonymous: bool,
+    /// Origin header to send
+    #[arg(long)]
+    pub origin: Option<String>,
+    /// PEM file of certificate authorities to trust instead of the system's
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Least percentage of connection attempts that succeed
+    #[arg(long, default_value_t = 100.0, value_name = "PERCENT")]
+    pub min_connect: f64,
+    /// Longest latency of 99 % of the messages
+    #[arg(long, default_value = "5ms", value_parser = time)]
+    pub max_p99: Duration,
+    /// Most acknowledged publications that may be missing
+    #[arg(long, default_value_t = 0)]
+    pub max_lost: u64,
+    /// Print the result as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub enum WireEncoding {
+    Json,
+    Protobuf,
 }
 
 /// Which process: the one whose `http_server.internal_port` these settings name.

@@ -1,5 +1,6 @@
 //! The plenum binary: reads the configuration, puts the server together, runs it until it is told to end.
 
+mod bench;
 mod cli;
 mod compose;
 mod config;
@@ -16,7 +17,7 @@ use std::process::ExitCode;
 use clap::{CommandFactory, Parser};
 use plenum_telemetry::{LogFormat, init_logs};
 
-use cli::{Cli, Command, ConfigCommand, Settings};
+use cli::{BenchCommand, Cli, Command, ConfigCommand, Settings};
 use config::{Config, Loaded};
 use dev::Dev;
 use role::Role;
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
         Command::Websocket(settings) => serve(&settings, Role::Websocket, false),
         Command::Api(settings) => serve(&settings, Role::Api, false),
         Command::Worker(settings) => serve(&settings, Role::Worker, false),
+        Command::Bench(BenchCommand::Session(arguments)) => bench::session(&arguments),
         Command::Drain(arguments) => drain::run(&arguments),
         Command::Config(command) => configuration(&command),
         Command::Token(command) => token::run(&command),
