@@ -1,9 +1,17 @@
 """Runs unittest cases with one line each and the closing line that e2e/run counts."""
 
+import signal
 import sys
 import time
 import traceback
 import unittest
+
+
+CASE_SECONDS = 90
+
+
+def _too_long(*_):
+    raise TimeoutError(f"the case took longer than {CASE_SECONDS} s")
 
 
 class _Lines(unittest.TestResult):
@@ -17,6 +25,7 @@ class _Lines(unittest.TestResult):
     def startTest(self, test):
         super().startTest(test)
         self.begin, self.problem = time.monotonic(), None
+        signal.alarm(CASE_SECONDS)
 
     def addFailure(self, test, error):
         self._failed(error)
@@ -48,6 +57,7 @@ class _Lines(unittest.TestResult):
 
     def stopTest(self, test):
         super().stopTest(test)
+        signal.alarm(0)
         if not self.problem:
             self._line("ok", test)
         elif "Traceback" in self.problem or "expected to fail" in self.problem:
@@ -56,6 +66,8 @@ class _Lines(unittest.TestResult):
 
 def run(module):
     """Runs the cases of a module whose names contain the words after the program's name; the exit code says whether all passed."""
+    signal.signal(signal.SIGALRM, _too_long)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("told to end"))  # what was started is stopped
     only = "_".join(sys.argv[1:]).replace(" ", "_")
     suite = unittest.TestSuite()
     for group in unittest.defaultTestLoader.loadTestsFromModule(module):
