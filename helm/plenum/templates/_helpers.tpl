@@ -1,0 +1,164 @@
+{{- define "plenum.name" -}}
+{{- default .Chart.Name .Values.nameOverride | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+
+{{- define "plenum.fullname" -}}
+{{- if .Values.fullnameOverride -}}
+{{- .Values.fullnameOverride | trunc 40 | trimSuffix "-" -}}
+{{- else if contains (include "plenum.name" .) .Release.Name -}}
+{{- .Release.Name | trunc 40 | trimSuffix "-" -}}
+{{- else -}}
+{{- printf "%s-%s" .Release.Name (include "plenum.name" .) | trunc 40 | trimSuffix "-" -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Labels of a resource; the second element is the role, or empty. */}}
+{{- define "plenum.labels" -}}
+{{- $root := index . 0 -}}
+{{ include "plenum.selector" . }}
+app.kubernetes.io/version: {{ $root.Chart.AppVersion | quote }}
+app.kubernetes.io/managed-by: {{ $root.Release.Service }}
+app.kubernetes.io/part-of: plenum
+helm.sh/chart: {{ printf "%s-%s" $root.Chart.Name $root.Chart.Version | replace "+" "_" }}
+{{- with $root.Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "plenum.selector" -}}
+{{- $root := index . 0 -}}
+app.kubernetes.io/name: {{ include "plenum.name" $root }}
+app.kubernetes.io/instance: {{ $root.Release.Name }}
+{{- with index . 1 }}
+app.kubernetes.io/component: {{ . }}
+{{- end }}
+{{- end -}}
+
+{{- define "plenum.image" -}}
+{{ .Values.image.repository }}:{{ default .Chart.AppVersion .Values.image.tag }}
+{{- end -}}
+
+{{- define "plenum.secret" -}}
+{{- default (printf "%s-secrets" (include "plenum.fullname" .)) .Values.secrets.existingSecret -}}
+{{- end -}}
+
+{{/* Names that the subcharts give their services and secrets. */}}
+{{- define "plenum.nats" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}-nats{{- end -}}
+{{- define "plenum.redis" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}-redis{{- end -}}
+
+{{/* Seconds between SIGTERM's announcement and SIGKILL. */}}
+{{- define "plenum.grace" -}}
+{{- add .Values.drain.preStopSeconds .Values.drain.seconds .Values.drain.restSeconds 5 -}}
+{{- end -}}
+
+{{- define "plenum.podSecurity" -}}
+runAsNonRoot: true
+runAsUser: 65532
+runAsGroup: 65532
+fsGroup: 65532
+seccompProfile:
+  type: RuntimeDefault
+{{- end -}}
+
+{{- define "plenum.containerSecurity" -}}
+allowPrivilegeEscalation: false
+readOnlyRootFilesystem: true
+capabilities:
+  drop: [ALL]
+{{- end -}}
+
+{{/* Pods of a role on different nodes and zones, where there are several. */}}
+{{- define "plenum.spread" -}}
+- maxSkew: 1
+  topologyKey: topology.kubernetes.io/zone
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "plenum.selector" . | nindent 6 }}
+- maxSkew: 1
+  topologyKey: kubernetes.io/hostname
+  whenUnsatisfiable: ScheduleAnyway
+  labelSelector:
+    matchLabels:
+      {{- include "plenum.selector" . | nindent 6 }}
+{{- end -}}
+
+{{/* Where NATS is. */}}
+{{- define "plenum.natsConfig" -}}
+{{- if .Values.nats.enabled -}}
+{{- $servers := list -}}
+{{- range $number := until (int .Values.nats.replicas) -}}
+{{- $servers = append $servers (printf "nats://%s-%d.%s-headless.%s.svc:4222" (include "plenum.nats" $) $number (include "plenum.nats" $) $.Release.Namespace) -}}
+{{- end -}}
+{{- $replicas := 1 -}}
+{{- if ge (int .Values.nats.replicas) 3 -}}{{- $replicas = 3 -}}{{- end -}}
+{{- toJson (dict "servers" $servers "replicas" $replicas "max_bytes" (.Values.nats.streamMaxBytes | int64) "pool" (dict "discover_servers" false)) -}}
+{{- else -}}
+{{- toJson (dict "servers" .Values.externalNats.servers "replicas" (.Values.externalNats.streamReplicas | int)) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* Where Redis is. */}}
+{{- define "plenum.redisConfig" -}}
+{{- if .Values.redis.enabled -}}
+{{- $servers := list -}}
+{{- range $number := until (int .Values.redis.nodes) -}}
+{{- $servers = append $servers (printf "%s-%d.%s-headless.%s.svc:6379" (include "plenum.redis" $) $number (include "plenum.redis" $) $.Release.Namespace) -}}
+{{- end -}}
+{{- toJson (dict "servers" $servers) -}}
+{{- else -}}
+{{- toJson (dict "servers" .Values.externalRedis.servers "mode" .Values.externalRedis.mode) -}}
+{{- end -}}
+{{- end -}}
+
+{{/* The configuration file: what the chart knows, and over it what the user set. */}}
+{{- define "plenum.config" -}}
+{{- $own := dict
+  "http_server" (dict "port" 8000 "internal_port" "9000")
+  "client" (dict "connection_rate_limit" (int .Values.websocket.handshakesPerSecond) "connection_limit" (int .Values.websocket.maxConnections))
+  "shutdown" (dict "drain_time" (printf "%ds" (int .Values.drain.seconds)) "timeout" (printf "%ds" (int .Values.drain.restSeconds))
+    "grace_period" (printf "%ds" (sub (int (include "plenum.grace" .)) (int .Values.drain.preStopSeconds) 1)))
+  "nats" (include "plenum.natsConfig" . | fromJson)
+  "redis" (include "plenum.redisConfig" . | fromJson)
+-}}
+{{- mergeOverwrite $own (deepCopy .Values.config) | toPrettyJson -}}
+{{- end -}}
+
+{{- define "plenum.env" -}}
+- name: PLENUM_CONFIG
+  value: /etc/plenum/plenum.json
+- name: PLENUM_NODE__NAME
+  valueFrom:
+    fieldRef:
+      fieldPath: metadata.name
+- name: PLENUM_CLIENT__TOKEN__HMAC_SECRET_KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "plenum.secret" . }}
+      key: token-hmac-secret
+- name: PLENUM_HTTP_API__KEY
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "plenum.secret" . }}
+      key: api-key
+{{- $nats := .Values.externalNats.existingSecret }}
+{{- if .Values.nats.enabled }}{{- $nats = include "plenum.nats" . }}{{- end }}
+{{- with $nats }}
+- name: PLENUM_NATS__USER
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: user }
+- name: PLENUM_NATS__PASSWORD
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: password }
+{{- end }}
+{{- $redis := .Values.externalRedis.existingSecret }}
+{{- if .Values.redis.enabled }}{{- $redis = include "plenum.redis" . }}{{- end }}
+{{- with $redis }}
+- name: PLENUM_REDIS__USER
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: user }
+- name: PLENUM_REDIS__PASSWORD
+  valueFrom:
+    secretKeyRef: { name: {{ . }}, key: password }
+{{- end }}
+{{- end -}}
