@@ -1,6 +1,6 @@
 # Every target with a `##` remark appears in `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help run stack-nats test test-rust test-sdk test-autobahn test-faults lint fmt bench tools
+.PHONY: help run stack stack-stop stack-roll stack-nats test test-rust test-sdk test-autobahn test-faults lint fmt bench tools
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -10,6 +10,19 @@ run: ## Build quickly and start everything in one process on 127.0.0.1 (ARGS="â€
 	@cargo build --profile fast --package plenum
 	@echo "2/2 starting plenum serve --dev (end it with Ctrl-C)"
 	@exec target/fast/plenum serve --dev $(ARGS)
+
+stack: ## Start everything on 127.0.0.1: nginx, replicas, API, worker, NATS, Redis (ARGS="--detach --replicas 2")
+	@deploy/tools/install nats redis nginx
+	@cargo build --profile fast --package plenum
+	@exec deploy/stack/stack up $(ARGS)
+
+stack-stop: ## End what `make stack` started
+	@deploy/stack/stack stop
+
+stack-roll: ## Restart the replicas of `make stack` one by one under load (ARGS="--users 500 --rounds 2 --duration 150s")
+	@deploy/tools/install nats redis nginx
+	@cargo build --profile fast --package plenum
+	@deploy/stack/stack roll $(ARGS)
 
 stack-nats: ## Start three replicas on a cluster of three NATS servers on 127.0.0.1 (ARGS="--replicas 2")
 	@deploy/tools/install nats

@@ -21,8 +21,10 @@ class Process:
         self.stop_seconds = stop_seconds
         self.stop_signal = signal.SIGTERM
         self.process = None
+        self.asked = False
 
     def start(self):
+        self.asked = False
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 self.arguments, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.environment,
@@ -53,7 +55,9 @@ class Process:
         self.process.wait()
 
     def ask_to_stop(self):
-        if self.running:
+        """Sends the signal, once: a second one would hurry it."""
+        if self.running and not self.asked:
+            self.asked = True
             self.process.send_signal(self.stop_signal)
 
     def stop(self):
