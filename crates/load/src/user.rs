@@ -125,8 +125,10 @@ impl User {
         self.call(&mut socket, Request::Connect(Box::new(connect))).await?;
         let (offset, epoch) = self.position.clone().unwrap_or_default();
         let recover = self.position.is_some();
-        let request =
-            SubscribeRequest { channel: self.channel.clone(), recover, offset, epoch, ..SubscribeRequest::default() };
+        // Asked for also where the namespace only allows it: without it, what comes during a reconnect is gone.
+        let recoverable = true;
+        let channel = self.channel.clone();
+        let request = SubscribeRequest { channel, recoverable, recover, offset, epoch, ..SubscribeRequest::default() };
         match self.call(&mut socket, Request::Subscribe(Box::new(request))).await? {
             ReplyResult::Subscribe(result) => {
                 if recover && !result.recovered {
