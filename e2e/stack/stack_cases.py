@@ -1,0 +1,198 @@
+#!/usr/bin/env python3
+"""The whole stack of deploy/stack: it starts, carries messages, loses none while its replicas are restarted, and leaves nothing."""
+
+import contextlib
+import json
+import os
+import pathlib
+import socket
+import sys
+import tempfile
+import threading
+import time
+import unittest
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "deploy/stack"), str(ROOT / "e2e"), str(ROOT / "e2e/nginx")]
+import cases  # noqa: E402
+from peers import Refused, WebSocket, ask, until  # noqa: E402
+from whole import Stack, any_port, born, end_leftovers, taken  # noqa: E402
+
+BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
+START_SECONDS = 30
+USERS, PER_SECOND = 24, 40
+
+
+class Listener(threading.Thread):
+    """A client that stays subscribed with recovery, comes back when it is asked to, and keeps what it gets."""
+
+    def __init__(self, stack, channel, number):
+        super().__init__(daemon=True)
+        self.port, self.channel, self.name = stack.nginx.port, channel, f"listener {number}"
+        self.position, self.got, self.story = None, [], []
+        self.ending, self.joined = threading.Event(), threading.Event()
+        self.refused, self.socket = 0, None
+
+    def note(self, text):
+        self.story.append(f"{time.monotonic():.3f} {self.name}: {text}")
+
+    def run(self):
+        while not self.ending.is_set():
+            try:
+                with WebSocket(self.port) as self.socket:
+                    self.stay(self.socket)
+            except Refused as error:
+                self.refused += 1
+                self.note(f"refused: {error}")
+            except (OSError, AssertionError) as error:
+                self.note(f"cut: {error!r}")
+            if not self.ending.wait(0.1):
+                self.note("comes back")
+
+    def stay(self, connection):
+        connection.command(connect={})
+        request = {"channel": self.channel, "recoverable": True}
+        if self.position:
+            request |= {"recover": True, "offset": self.position[0], "epoch": self.position[1]}
+        reply = connection.command(subscribe=request)
+        result = reply["subscribe"]
+        if self.position:
+            assert result.get("recovered"), f"not recovered: {reply}"
+        self.note(f"subscribed from {self.position}: offset {result.get('offset')}, "
+                  f"publications {[each['offset'] for each in result.get('publications', [])]}")
+        self.position = [result.get("offset", 0), result["epoch"]]
+        for publication in result.get("publications", []):
+            self.take(publication)
+        self.joined.set()
+        while not self.ending.is_set():
+            message = connection.receive()
+            if message is None:
+                self.note("closed by the server")
+                return
+            if publication := message.get("push", {}).get("pub"):
+                self.take(publication)
+
+    def take(self, publication):
+        self.position[0] = publication["offset"]
+        self.got.append((publication["data"]["n"], publication["offset"]))
+
+    def end(self):
+        self.ending.set()
+        with contextlib.suppress(OSError):
+            self.socket.socket.shutdown(socket.SHUT_RDWR)
+        self.join(10)
+
+
+class Publisher(threading.Thread):
+    """Publishes 0, 1, 2, … through nginx and the API; a publication without an answer is repeated with the same key."""
+
+    def __init__(self, stack, channel):
+        super().__init__(daemon=True)
+        self.stack, self.channel = stack, channel
+        self.ending, self.count, self.repeated = threading.Event(), 0, 0
+
+    def run(self):
+        headers = {"X-API-Key": self.stack.secrets.api, "Content-Type": "application/json"}
+        while not self.ending.wait(1 / PER_SECOND):
+            key = f"{self.channel}-{self.count}"
+            body = {"channel": self.channel, "data": {"n": self.count}, "idempotency_key": key}
+            while not self.publish(headers, json.dumps(body).encode()):
+                self.repeated += 1
+            self.count += 1
+
+    def publish(self, headers, body):
+        try:
+            answer = ask(self.stack.nginx.port, "/api/publish", "POST", headers, body)
+            return answer.status == 200 and "result" in json.loads(answer.body)
+        except OSError:
+            return False
+
+
+class Whole(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        temporary = tempfile.TemporaryDirectory(prefix="plenum-stack-")
+        cls.addClassCleanup(temporary.cleanup)
+        cls.stack = Stack(pathlib.Path(temporary.name) / "stack", BINARY, any_port, drain="2s")
+        cls.addClassCleanup(cls.stack.stop)
+        begin = time.monotonic()
+        cls.stack.start(START_SECONDS)
+        cls.took = time.monotonic() - begin
+
+    def test_the_page_and_its_files_are_served(self):
+        page = ask(self.stack.nginx.port, "/")
+        self.assertIn(b"/page.js", page.body)
+        for name in ("/page.js", "/page.css", "/centrifuge.js"):
+            self.assertEqual(ask(self.stack.nginx.port, name).status, 200)
+        print(f"      ready after {self.took:.1f} s")
+
+    def test_replicas_are_restarted_one_by_one_and_nobody_loses_anything(self):
+        channel = "demo:rolled"
+        listeners = [Listener(self.stack, channel, number) for number in range(USERS)]
+        publisher = Publisher(self.stack, channel)
+        for thread in [*listeners, publisher]:
+            thread.start()
+        until("all are there", lambda: all(listener.joined.is_set() for listener in listeners))
+        for replica in self.stack.replicas:
+            answer = self.stack.restart(replica.name)
+            self.assertEqual(answer["status"], 0, replica.name)
+        publisher.ending.set()
+        publisher.join(30)
+        wanted = list(range(publisher.count))
+        try:
+            until("everybody has everything", lambda: all(len(each.got) >= len(wanted) for each in listeners), 15)
+        except AssertionError:
+            pass  # told below, with what is missing
+        for listener in listeners:
+            listener.end()
+        comings = sum(len([line for line in each.story if "comes back" in line]) for each in listeners)
+        print(f"      {publisher.count} publications ({publisher.repeated} repeated), {USERS} clients, {comings} reconnects")
+        self.assertGreater(comings, USERS // 2, "nobody was moved: the case shows nothing")
+        for listener in listeners:
+            numbers = [n for n, _ in listener.got]
+            if numbers != self.expected(listener, wanted):
+                missing = sorted(set(wanted) - set(numbers))
+                story = "\n".join(listener.story)
+                around = [each for each in listener.got if missing and abs(each[0] - missing[0]) < 5]
+                self.fail(f"{listener.name}: missing {missing}, {len(numbers) - len(set(numbers))} doubled; "
+                          f"around {around}\n{story}")
+        self.assertEqual(sum(listener.refused for listener in listeners), 0, "handshakes that a client saw fail")
+
+    def expected(self, listener, wanted):
+        """From the first that it got on: the publisher began while clients came in."""
+        return wanted[listener.got[0][0] :] if listener.got else wanted
+
+    def test_an_unknown_process_is_not_restarted(self):
+        with self.assertRaises(ValueError):
+            self.stack.restart("postgres")
+
+
+class Ending(unittest.TestCase):
+    def setUp(self):
+        temporary = tempfile.TemporaryDirectory(prefix="plenum-stack-")
+        self.addCleanup(temporary.cleanup)
+        self.stack = Stack(pathlib.Path(temporary.name) / "stack", BINARY, any_port, replicas=1, nats=1)
+        self.addCleanup(self.stack.stop)
+        self.stack.start(START_SECONDS)
+        self.ports = [port for ports in self.stack.ports.values() for port in ports]
+        self.assertEqual(sorted(taken(self.ports)), sorted(set(self.ports)))
+
+    def test_nothing_is_left_after_the_end(self):
+        self.stack.stop()
+        self.assertEqual(taken(self.ports), [])
+        for _, pid in self.stack.parts:
+            self.assertIsNone(born(pid))
+
+    def test_what_a_killed_supervisor_left_is_ended_and_nothing_else(self):
+        noted = [[name, pid, born(pid)] for name, pid in self.stack.parts]
+        noted.append(["somebody else", os.getpid(), born(os.getpid()) + 1])
+        threads = [threading.Thread(target=part.process.wait, daemon=True)
+                   for part in [*self.stack.ours, *self.stack.nats.servers, *self.stack.redis.nodes]]
+        for thread in threads:  # as the system would: they have no parent any more
+            thread.start()
+        self.assertNotIn("somebody else", end_leftovers(noted))
+        self.assertEqual(taken(self.ports), [])
+
+
+if __name__ == "__main__":
+    cases.run(sys.modules[__name__])
