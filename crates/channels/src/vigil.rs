@@ -104,6 +104,13 @@ impl Vigil {
         Beat { from: self.own, counter: self.counter, resigned: self.resigned }
     }
 
+    /// Takes another generation before a lapse asks for it.
+    pub fn begin_anew(&mut self) {
+        self.own.generation += 1;
+        self.confirmed = None;
+        self.sent.clear();
+    }
+
     /// This replica leaves; the next [`Vigil::beat`] says so to the others.
     pub fn resign(&mut self) {
         self.resigned = true;
@@ -156,9 +163,7 @@ impl Vigil {
     fn notice_lapse(&mut self, now: Instant) {
         let lapsed = self.confirmed.is_some_and(|at| now.saturating_duration_since(at) > OWN_PATIENCE);
         if lapsed && !self.resigned {
-            self.own.generation += 1;
-            self.confirmed = None;
-            self.sent.clear();
+            self.begin_anew();
         }
     }
 

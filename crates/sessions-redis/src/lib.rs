@@ -40,6 +40,14 @@
 
 pub mod client;
 pub mod keys;
+pub mod presence;
+mod results;
 pub mod script;
+mod sessions;
+mod tails;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
+
+pub use results::{RESULT_TTL, RedisResults};
+pub use sessions::RedisSessions;
+pub use tails::RedisTails;

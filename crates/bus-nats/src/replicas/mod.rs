@@ -103,6 +103,14 @@ impl Replicas for NatsReplicas {
         if now <= view.valid { view.census.clone() } else { self.inner.look(&mut self.inner.vigil.lock(), now) }
     }
 
+    fn begin_anew(&self) {
+        let mut vigil = self.inner.vigil.lock();
+        vigil.begin_anew();
+        self.inner.look(&mut vigil, Instant::now());
+        drop(vigil);
+        self.inner.hurry.notify_one();
+    }
+
     fn resign(&self) {
         let mut vigil = self.inner.vigil.lock();
         vigil.resign();
@@ -119,7 +127,7 @@ impl Inner {
         let before = self.view.swap(Arc::new(View { census: census.clone(), valid }));
         if before.census.own != census.own {
             let generation = census.own.generation;
-            tracing::warn!(generation, "this replica did not hear its own heartbeats: it begins another generation");
+            tracing::warn!(generation, "this replica was not heard for a while: it begins another generation");
         }
         census
     }

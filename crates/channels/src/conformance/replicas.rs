@@ -41,6 +41,7 @@ pub async fn replicas_suite(make: impl AsyncFn(usize) -> Isolating<dyn Replicas>
         a_replica_alone_comes_to_judge => 1,
         a_silent_replica_stops_counting_and_returns_as_another_generation => 3,
         who_does_not_hear_itself_judges_nobody => 3,
+        another_generation_takes_the_place_of_the_one_before => 3,
         a_replica_that_resigned_does_not_count => 3,
         a_replica_that_is_gone_stops_counting_within_five_seconds => 2,
     );
@@ -116,6 +117,18 @@ async fn who_does_not_hear_itself_judges_nobody(fixture: &Isolating<dyn Replicas
         views[0].judging
     })
     .await;
+}
+
+/// At once on the replica itself, with the next heartbeat for the others.
+async fn another_generation_takes_the_place_of_the_one_before(fixture: &Isolating<dyn Replicas>) {
+    until(fixture, "all know all", |views| views.iter().all(|view| view.alive.len() == 3)).await;
+    let before = own(fixture, 0);
+    fixture.replicas[0].begin_anew();
+    let after = own(fixture, 0);
+    assert_eq!(after, Incarnation { generation: before.generation + 1, ..before });
+    assert!(fixture.replicas[0].census().counts(after));
+    until(fixture, "the others follow", |views| views.iter().all(|view| view.counts(after))).await;
+    assert!(fixture.replicas.iter().all(|replica| !replica.census().counts(before)));
 }
 
 /// "Others stop counting it at once", and it does not count for itself.

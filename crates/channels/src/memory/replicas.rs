@@ -99,6 +99,11 @@ impl Replicas for MemoryReplicas {
         Arc::new(self.vigil.lock().census(Instant::now()).0)
     }
 
+    fn begin_anew(&self) {
+        self.vigil.lock().begin_anew();
+        self.show_life();
+    }
+
     fn resign(&self) {
         self.vigil.lock().resign();
         self.show_life();
@@ -117,6 +122,13 @@ impl SoleReplica {
 impl Replicas for SoleReplica {
     fn census(&self) -> Arc<Census> {
         self.0.load_full()
+    }
+
+    fn begin_anew(&self) {
+        let Incarnation { replica, generation } = self.0.load().own;
+        let own = Incarnation { replica, generation: generation + 1 };
+        let alive = Arc::new(HashMap::from_iter([(own.replica, own.generation)]));
+        self.0.store(Arc::new(Census { own, alive, judging: true }));
     }
 
     fn resign(&self) {

@@ -38,6 +38,9 @@ pub trait Replicas: Send + Sync + 'static {
     /// The newest view; costs a pointer's copy.
     fn census(&self) -> Arc<Census>;
 
+    /// Takes another generation: others gave up what this replica made under the present one.
+    fn begin_anew(&self);
+
     /// Says that this replica leaves: others stop counting it at once.
     fn resign(&self);
 }

@@ -1,0 +1,185 @@
+//! A Redis that dies, freezes, forgets or is rebuilt lets nobody leave.
+
+use super::*;
+use crate::testing::RedisCluster;
+
+const CHANNELS: u32 = 60;
+
+fn channel(n: u32) -> String {
+    format!("channel {n}")
+}
+
+/// Two members in each channel, one on each replica, of one user.
+async fn populate(rig: &Rig) {
+    for n in 0..CHANNELS {
+        for (index, replica) in rig.replicas.iter().enumerate() {
+            replica.join(&channel(n), info(&format!("{index}"), "ann")).await.unwrap();
+        }
+    }
+}
+
+/// Whether everybody is there. A read that fails is allowed; one that shows somebody as gone is not.
+async fn whole(rig: &Rig) -> bool {
+    for n in 0..CHANNELS {
+        for replica in &rig.replicas {
+            match (replica.stats(&channel(n)).await, clients(replica, &channel(n)).await) {
+                (Ok(stats), Ok(clients)) => {
+                    assert_eq!((Ok(stats), clients), (counts(2, 1), vec!["0".into(), "1".into()]), "{n}")
+                }
+                (stats, clients) => {
+                    eprintln!("channel {n}: {:?} {:?}", stats.err(), clients.err());
+                    return false;
+                }
+            }
+        }
+    }
+    true
+}
+
+/// The same where Redis lost data, so that people may be missing until they are written again.
+async fn rebuilt(rig: &Rig) -> bool {
+    for n in 0..CHANNELS {
+        let both = ["0".to_owned(), "1".to_owned()];
+        if rig.replicas[0].stats(&channel(n)).await != counts(2, 1)
+            || clients(&rig.replicas[1], &channel(n)).await.is_ok_and(|clients| clients != both)
+        {
+            return false;
+        }
+    }
+    true
+}
+
+async fn rig(cluster: &RedisCluster) -> Rig {
+    let rig = Rig::new(cluster.config(), PresenceConfig::default(), 2).ready().await;
+    populate(&rig).await;
+    assert!(whole(&rig).await);
+    rig
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_primary_takes_nobody_along() {
+    let mut cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    cluster.servers[0].kill().unwrap();
+    let start = Instant::now();
+    let (mut refused, mut answered) = (0, 0);
+    while start.elapsed() < Duration::from_secs(8) {
+        if whole(&rig).await { answered += 1 } else { refused += 1 }
+    }
+    eprintln!("whole answers {answered}, refused {refused}");
+    assert!(refused > 0, "the primary's channels were unavailable for a while");
+    until("everybody is there", async || whole(&rig).await).await;
+    assert_eq!(rig.replicas[0].renew().await, Ok(Lease::Held));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frozen_primary_takes_nobody_along() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    cluster.servers[1].pause().unwrap();
+    let took = until("its replica took over", async || whole(&rig).await).await;
+    eprintln!("presence was there again after {took:?}");
+    assert!(took < Duration::from_secs(10), "{took:?}");
+    cluster.servers[1].resume().unwrap();
+    for _ in 0..10 {
+        sleep(Duration::from_millis(100)).await;
+        whole(&rig).await;
+    }
+    until("everybody is there", async || whole(&rig).await).await;
+}
+
+/// What a failover brings back or forgets is put right: a leave that is undone, a join that is lost.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_failover_that_loses_writes_is_repaired() {
+    let mut cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    let replica = cluster.cut_replica(0).await.unwrap();
+    for n in 0..CHANNELS {
+        rig.replicas[0].leave(&channel(n), "0").await.unwrap();
+        rig.replicas[1].join(&channel(n), info("late", "bob")).await.unwrap();
+        rig.replicas[0].leave(&channel(n), "unknown").await.unwrap();
+    }
+    rig.replicas[1].leave(&channel(7), "1").await.unwrap();
+    rig.replicas[1].leave(&channel(7), "late").await.unwrap();
+    cluster.servers[0].kill().unwrap();
+    cluster.servers[replica].resume().unwrap();
+    let right = async || {
+        for n in 0..CHANNELS {
+            let (expected, names) = if n == 7 { (counts(0, 0), vec![]) } else { (counts(2, 2), vec!["1", "late"]) };
+            let reader = &rig.replicas[n as usize % 2];
+            if reader.stats(&channel(n)).await != expected
+                || clients(reader, &channel(n)).await.is_ok_and(|clients| clients != names)
+            {
+                return false;
+            }
+        }
+        true
+    };
+    let took = until("everything is right again", right).await;
+    eprintln!("right again {took:?} after the kill");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn presence_is_rebuilt_after_a_flush() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    for round in 0..3 {
+        cluster.flush().await.unwrap();
+        let took = until("everybody is there", async || rebuilt(&rig).await).await;
+        eprintln!("round {round}: rebuilt after {took:?}");
+        assert!(took < Duration::from_secs(4), "{took:?}");
+        assert!(whole(&rig).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_redis_is_away_nobody_is_known_and_nobody_leaves() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    for server in &cluster.servers {
+        server.pause().unwrap();
+    }
+    until("it is away", async || rig.replicas[0].stats(&channel(0)).await.is_err()).await;
+    for _ in 0..3 {
+        let start = Instant::now();
+        assert!(matches!(rig.replicas[1].members(&channel(1)).await, Err(PresenceError::Unavailable { .. })));
+        assert!(start.elapsed() < Duration::from_millis(1500), "{:?}", start.elapsed());
+        sleep(Duration::from_secs(2)).await;
+    }
+    rig.replicas[0].leave(&channel(1), "0").await.unwrap();
+    assert!(rig.replicas[0].join(&channel(1), info("new", "bob")).await.is_err());
+    assert!(rig.replicas[0].renew().await.is_err());
+    rig.replicas[1].leave(&channel(2), "1").await.unwrap();
+    assert!(rig.replicas[1].join(&channel(2), info("1", "bob")).await.is_err());
+    for server in &cluster.servers {
+        server.resume().unwrap();
+    }
+    until("what was done meanwhile holds", async || {
+        let one = clients(&rig.replicas[1], &channel(1)).await == Ok(vec!["1".into(), "new".into()]);
+        one && rig.replicas[0].stats(&channel(2)).await == counts(2, 2)
+    })
+    .await;
+    assert_eq!(clients(&rig.replicas[0], &channel(2)).await.unwrap(), ["0", "1"]);
+    rig.replicas[0].leave(&channel(1), "new").await.unwrap();
+    rig.replicas[0].join(&channel(1), info("0", "ann")).await.unwrap();
+    rig.replicas[1].join(&channel(2), info("1", "ann")).await.unwrap();
+    until("everybody is there", async || rebuilt(&rig).await).await;
+    until("nothing is in doubt", async || rig.replicas.iter().all(|replica| replica.state().doubtful == 0)).await;
+    until("everybody is there", async || whole(&rig).await).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn slots_move_and_nobody_notices() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let rig = rig(&cluster).await;
+    for n in 0..12 {
+        let slot = rig.replicas[0].inner.base(&channel(n)).slot();
+        let to = (cluster.owner(slot).await.unwrap() + 1) % 3;
+        cluster.begin_move(slot, to).await.unwrap();
+        rig.replicas[0].join(&channel(n), info("0", "ann")).await.unwrap();
+        cluster.move_slot(slot, to).await.unwrap();
+        rig.replicas[1].join(&channel(n), info("1", "ann")).await.unwrap();
+        assert_eq!(rig.replicas[0].stats(&channel(n)).await, counts(2, 1));
+    }
+    until("everybody is there", async || whole(&rig).await).await;
+}
