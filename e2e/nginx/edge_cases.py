@@ -67,8 +67,9 @@ class Render(unittest.TestCase):
         self.assertEqual(open_blocks, [])
 
     def test_a_value_cannot_break_out_of_its_place(self):
-        for name, value in [("USER", "a; b"), ("WEB_ROOT", "/x; return 200"), ("RUN", "/x{"), ("HTTP", "80 $x"), ("CSP", 'a" always'),
-                            ("NOT_THERE", "1"), ("STATUS", "8081\nevil"), ("ACCESS_LOG", "/x # y"), ("RUN", "a'b")]:
+        for name, value in [("USER", "a; b"), ("WEB_ROOT", "/x; return 200"), ("RUN", "/x{"), ("HTTP", "80 $x"),
+                            ("CSP", 'a" always'), ("NOT_THERE", "1"), ("STATUS", "8081\nevil"), ("ACCESS_LOG", "/x # y"),
+                            ("RUN", "a'b")]:
             with self.subTest(name=name, value=value):
                 with self.assertRaises(ValueError):
                     rendered({name: value})

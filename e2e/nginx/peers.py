@@ -18,7 +18,7 @@ def until(what, condition, seconds=SECONDS):
     """Polls until `condition()` is true and gives its value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
-        assert time.monotonic() < end, f"not within {seconds} s: {what}"
+        assert time.monotonic() < end, f"not within {seconds} s: {what() if callable(what) else what}"
         time.sleep(0.02)
     return value
 

@@ -162,6 +162,16 @@ class Whole(unittest.TestCase):
         """From the first that it got on: the publisher began while clients came in."""
         return wanted[listener.got[0][0] :] if listener.got else wanted
 
+    def test_prometheus_scrapes_every_process_of_plenum(self):
+        self.assertIsNotNone(self.stack.prometheus, "not installed")
+        port = self.stack.ports["prometheus"][0]
+
+        def up():
+            answer = json.loads(ask(port, "/api/v1/query?query=sum%20by%20(role)%20(up)").body)
+            return {each["metric"]["role"]: each["value"][1] for each in answer["data"]["result"]}
+
+        until(lambda: f"all to be scraped: {up()}", lambda: up() == {"websocket": "3", "api": "1", "worker": "1"}, 20)
+
     def test_an_unknown_process_is_not_restarted(self):
         with self.assertRaises(ValueError):
             self.stack.restart("postgres")
