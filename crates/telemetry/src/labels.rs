@@ -42,6 +42,25 @@ macro_rules! labels {
 }
 
 labels! {
+    /// What became of a connect that carried a resume token.
+    Resume {
+        Accepted = "accepted",
+        /// Not sealed by this cluster, or changed since.
+        Altered = "altered",
+        /// A newer one was taken, or its time is over.
+        Outdated = "outdated",
+        /// The connection had expired and must be refreshed.
+        Expired = "expired",
+        /// It belongs to another user than the connection token.
+        Foreign = "foreign",
+        /// The user is blocked or the connection token was called back.
+        Denied = "denied",
+        /// The fence could not be asked.
+        Unavailable = "unavailable",
+    }
+}
+
+labels! {
     /// How a connection is carried.
     Transport {
         WebSocket = "websocket",

@@ -6,8 +6,10 @@ mod labels;
 mod logs;
 mod metrics;
 mod process;
+mod vitals;
 
 pub use labels::*;
 pub use logs::{LogError, LogFormat, init_logs};
 pub use metrics::{Metrics, MetricsError};
 pub use prometheus::{Histogram, IntCounter, IntGauge};
+pub use vitals::Vitals;

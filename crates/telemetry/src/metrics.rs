@@ -10,7 +10,8 @@ use prometheus::{
 
 use crate::process::ProcessCollector;
 use crate::{
-    ApiMethod, AppendFailure, CloseCode, Handshake, Label, Method, Recovery, ResultCode, Transport, WireEncoding,
+    ApiMethod, AppendFailure, CloseCode, Handshake, Label, Method, Recovery, ResultCode, Resume, Transport,
+    WireEncoding,
 };
 
 /// Upper bounds in seconds: 100 µs to 10 s, for calls that end within a few milliseconds when all is well.
@@ -30,6 +31,7 @@ pub struct Metrics {
     commands: Vec<IntCounter>,
     disconnects: Vec<IntCounter>,
     recoveries: Vec<IntCounter>,
+    resumes: Vec<IntCounter>,
     append_failures: Vec<IntCounter>,
     api_requests: Vec<IntCounter>,
     api_durations: Vec<Histogram>,
@@ -57,6 +59,8 @@ pub struct Metrics {
     pub log_append_seconds: Histogram,
     /// Seconds that a read of the log took.
     pub log_read_seconds: Histogram,
+    /// Seconds from the log's storing, by its clock in milliseconds, to the queues of subscribers; once per channel and burst.
+    pub delivery_seconds: Histogram,
     /// API requests refused for a missing or wrong key.
     pub api_unauthorized: IntCounter,
 }
@@ -74,6 +78,12 @@ impl Metrics {
             commands: commands(r)?,
             disconnects: counters::<CloseCode>(r, "plenum_disconnects_total", "Ended connections by code.", "code")?,
             recoveries: counters::<Recovery>(r, "plenum_recoveries_total", "Recoveries by result.", "result")?,
+            resumes: counters::<Resume>(
+                r,
+                "plenum_resumes_total",
+                "Connects with a resume token by result.",
+                "result",
+            )?,
             append_failures: counters::<AppendFailure>(
                 r,
                 "plenum_log_append_failures_total",
@@ -114,6 +124,11 @@ impl Metrics {
                 "Time from an append to the log's acknowledgement.",
             )?,
             log_read_seconds: histogram(r, "plenum_log_read_duration_seconds", "Time that a read of the log took.")?,
+            delivery_seconds: histogram(
+                r,
+                "plenum_delivery_duration_seconds",
+                "Time from the log's storing (its clock, milliseconds) to the queues of subscribers, per channel and burst.",
+            )?,
             api_unauthorized: counter(
                 r,
                 "plenum_api_unauthorized_total",
@@ -141,6 +156,11 @@ impl Metrics {
     /// Ended connections by code.
     pub fn disconnects(&self, code: CloseCode) -> &IntCounter {
         &self.disconnects[code.index()]
+    }
+
+    /// Connects with a resume token that ended so.
+    pub fn resumes(&self, result: Resume) -> &IntCounter {
+        &self.resumes[result.index()]
     }
 
     /// Recoveries that ended so.

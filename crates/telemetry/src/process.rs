@@ -58,6 +58,13 @@ impl ProcessCollector {
     }
 }
 
+/// CPU time and resident bytes of this process; zero where the kernel does not say.
+pub(crate) fn usage() -> (std::time::Duration, u64) {
+    let ticks = Stat::read().map_or(0.0, |stat| stat.cpu_ticks as f64);
+    let memory = status_field("VmRSS:").map_or(0, |kib| kib as u64 * 1024);
+    (std::time::Duration::from_secs_f64(ticks / TICKS_PER_SECOND), memory)
+}
+
 impl Collector for ProcessCollector {
     fn desc(&self) -> Vec<&Desc> {
         self.parts().into_iter().flat_map(|part| part.desc()).collect()
