@@ -62,6 +62,11 @@ class Nginx(Process):
         )
         return done.stderr if done.returncode else None
 
+    def kill(self):
+        """The master and its workers, which would go on by themselves."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
     def reload(self, **settings):
         """New settings: new workers have them, old ones keep their connections."""
         self.settings.update(settings)

@@ -76,6 +76,9 @@ class Listener(threading.Thread):
         self.position[0] = publication["offset"]
         self.got.append((publication["data"]["n"], publication["offset"]))
 
+    def done(self, count):
+        return bool(self.got) and self.got[-1][0] == count - 1
+
     def end(self):
         self.ending.set()
         with contextlib.suppress(OSError):
@@ -98,6 +101,7 @@ class Publisher(threading.Thread):
             body = {"channel": self.channel, "data": {"n": self.count}, "idempotency_key": key}
             while not self.publish(headers, json.dumps(body).encode()):
                 self.repeated += 1
+                self.ending.wait(0.05)
             self.count += 1
 
     def publish(self, headers, body):
@@ -127,36 +131,76 @@ class Whole(unittest.TestCase):
         print(f"      ready after {self.took:.1f} s")
 
     def test_replicas_are_restarted_one_by_one_and_nobody_loses_anything(self):
-        channel = "demo:rolled"
+        def roll():
+            for replica in self.stack.replicas:
+                answer = self.stack.restart(replica.name)
+                self.assertEqual(answer["status"], 0, replica.name)
+
+        self.under_load("rolled", roll, USERS // 2)
+
+    def test_a_killed_replica_costs_nobody_a_message(self):
+        victim = self.stack.replicas[1]
+
+        def kill():
+            victim.kill()
+            time.sleep(2)  # the others carry the load
+            victim.start()
+            victim.wait_ready()
+
+        self.under_load("killed", kill, USERS // 4)
+
+    def test_nginx_can_be_reloaded_and_killed_and_nobody_loses_a_message(self):
+        nginx = self.stack.nginx
+
+        def replace():
+            nginx.reload(HSTS_SECONDS=2)
+            time.sleep(1)
+            nginx.kill()
+            time.sleep(1)
+            nginx.start()
+            nginx.wait_ready()
+
+        self.under_load("replaced", replace, USERS)
+
+    def under_load(self, name, disturb, least_reconnects):
+        """Clients and a publisher through nginx while `disturb` does: everybody gets everything, once and in order."""
+        channel = f"demo:{name}"
         listeners = [Listener(self.stack, channel, number) for number in range(USERS)]
         publisher = Publisher(self.stack, channel)
         for thread in [*listeners, publisher]:
             thread.start()
-        until("all are there", lambda: all(listener.joined.is_set() for listener in listeners))
-        for replica in self.stack.replicas:
-            answer = self.stack.restart(replica.name)
-            self.assertEqual(answer["status"], 0, replica.name)
-        publisher.ending.set()
-        publisher.join(30)
+        try:
+            until("all are there", lambda: all(listener.joined.is_set() for listener in listeners))
+            self.assertEqual(self.comings(listeners), 0)
+            disturb()
+        finally:
+            publisher.ending.set()
+            publisher.join(30)
         wanted = list(range(publisher.count))
         try:
-            until("everybody has everything", lambda: all(len(each.got) >= len(wanted) for each in listeners), 15)
+            until("everybody has everything", lambda: all(each.done(publisher.count) for each in listeners), 20)
         except AssertionError:
             pass  # told below, with what is missing
         for listener in listeners:
             listener.end()
-        comings = sum(len([line for line in each.story if "comes back" in line]) for each in listeners)
+        comings = self.comings(listeners)
         print(f"      {publisher.count} publications ({publisher.repeated} repeated), {USERS} clients, {comings} reconnects")
-        self.assertGreater(comings, USERS // 2, "nobody was moved: the case shows nothing")
+        self.assertGreaterEqual(comings, least_reconnects, "nobody was moved: the case shows nothing")
         for listener in listeners:
-            numbers = [n for n, _ in listener.got]
-            if numbers != self.expected(listener, wanted):
-                missing = sorted(set(wanted) - set(numbers))
-                story = "\n".join(listener.story)
-                around = [each for each in listener.got if missing and abs(each[0] - missing[0]) < 5]
-                self.fail(f"{listener.name}: missing {missing}, {len(numbers) - len(set(numbers))} doubled; "
-                          f"around {around}\n{story}")
+            self.check(listener, wanted)
         self.assertEqual(sum(listener.refused for listener in listeners), 0, "handshakes that a client saw fail")
+
+    def comings(self, listeners):
+        return sum(len([line for line in each.story if "comes back" in line]) for each in listeners)
+
+    def check(self, listener, wanted):
+        numbers = [n for n, _ in listener.got]
+        if numbers and numbers == self.expected(listener, wanted):
+            return
+        missing = sorted(set(self.expected(listener, wanted)) - set(numbers))
+        story = "\n".join(listener.story)
+        around = [each for each in listener.got if missing and abs(each[0] - missing[0]) < 5]
+        self.fail(f"{listener.name}: missing {missing}, {len(numbers) - len(set(numbers))} doubled; around {around}\n{story}")
 
     def expected(self, listener, wanted):
         """From the first that it got on: the publisher began while clients came in."""
