@@ -322,6 +322,7 @@ async fn set_up_shard(
     let names = ShardNames::new(&config.prefix, &group.name, shard);
     let incarnation_id = &layout.incarnation;
     let mut missing = 0;
+    let mut trouble = String::from("no usable answer");
     for _ in 0..TRIES {
         let found: Option<(ShardRecord, u64)> = retry("reading a shard's record", || bucket.get(&key)).await?;
         let Some((record, revision)) = found else {
@@ -344,8 +345,8 @@ async fn set_up_shard(
                     Err(RequestError::Refused { code, description }) if !is_passing(code) => {
                         return Err(unavailable(&format!("creating stream {stream}"), &description));
                     }
-                    Err(_) => {
-                        tokio::time::sleep(PAUSE).await;
+                    Err(error) => {
+                        pause_after(&format!("creating stream {stream}"), &error, &mut trouble).await;
                         continue;
                     }
                 }
@@ -363,8 +364,8 @@ async fn set_up_shard(
                 let _ = bucket.put(&key, &next, revision).await;
                 continue;
             }
-            Err(_) => {
-                tokio::time::sleep(PAUSE).await;
+            Err(error) => {
+                pause_after(&format!("asking for stream {stream}"), &error, &mut trouble).await;
                 continue;
             }
         };
@@ -389,7 +390,17 @@ async fn set_up_shard(
         };
         return Ok(Incarnation { stream, epoch, regress: record.regress, first_seq: record.first_seq });
     }
-    Err(unavailable(&format!("setting up shard {shard} of {}", group.name), "no usable answer"))
+    Err(unavailable(&format!("setting up shard {shard} of {}", group.name), &trouble))
+}
+
+/// Waits before the next attempt. What the server said is kept for the error, and told in the log when it is new.
+async fn pause_after(doing: &str, error: &RequestError, trouble: &mut String) {
+    let said = format!("{doing}: {error}");
+    if said != *trouble {
+        tracing::warn!(doing, %error, "NATS does not do it yet; trying again");
+        *trouble = said;
+    }
+    tokio::time::sleep(PAUSE).await;
 }
 
 /// Takes the shard's subjects from earlier incarnations. What they hold stays, for operators.
