@@ -1,8 +1,9 @@
-//! Looking up what became of an append.
+//! The stream's answer to an append, and looking up what became of one.
 
 use std::time::Duration;
 
 use async_nats::Client;
+use serde::Deserialize;
 use tokio::time::sleep;
 
 use super::entry::Record;
@@ -10,6 +11,51 @@ use super::jetstream::{RequestError, Stored, get_batch, get_one};
 use super::line::Request;
 use super::repair::front;
 use super::shard::{Current, Shard};
+
+/// An acknowledgement.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Ack<'a> {
+    pub stream: &'a str,
+    pub seq: u64,
+    /// An entry with this id was stored before.
+    pub duplicate: bool,
+}
+
+impl<'a> Ack<'a> {
+    /// Reads an answer at one go, because there is one for each append.
+    pub fn parse(payload: &'a [u8]) -> Result<Self, RequestError> {
+        #[derive(Deserialize)]
+        struct Answer<'a> {
+            /// Names of streams need no escapes.
+            #[serde(default)]
+            stream: &'a str,
+            #[serde(default)]
+            seq: u64,
+            #[serde(default)]
+            duplicate: bool,
+            error: Option<Failure>,
+        }
+        #[derive(Deserialize)]
+        struct Failure {
+            #[serde(default)]
+            code: u64,
+            #[serde(default)]
+            err_code: u64,
+            #[serde(default)]
+            description: String,
+        }
+        let answer: Answer<'a> =
+            serde_json::from_slice(payload).map_err(|error| RequestError::Malformed(error.to_string()))?;
+        match answer {
+            Answer { error: Some(Failure { code, err_code, description }), .. } => {
+                let code = if err_code > 0 { err_code } else { code };
+                Err(RequestError::Refused { code, description })
+            }
+            Answer { seq: 0, .. } => Err(RequestError::Malformed("an acknowledgement without a sequence".into())),
+            Answer { stream, seq, duplicate, .. } => Ok(Self { stream, seq, duplicate }),
+        }
+    }
+}
 
 /// Whose entry was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,7 +85,7 @@ const TRIES: u32 = 20;
 const PAUSE: Duration = Duration::from_millis(50);
 
 fn whose(request: &Request, stored: &Stored) -> Found {
-    if stored.subject != request.subject || stored.id.as_deref() != Some(&request.id) {
+    if stored.subject != request.subject.as_str() || stored.id.as_deref() != Some(&request.id) {
         return Found::Foreign;
     }
     let nonce = Record::decode(stored.payload.clone()).ok().and_then(|record| record.nonce);
@@ -66,9 +112,9 @@ pub(super) async fn after(
     request: &Request,
     expected: u64,
 ) -> Result<After, RequestError> {
-    let subjects = [request.subject.clone()];
+    let subjects = [request.subject.to_string()];
     let fresh = shard.fresh(client, &subjects, 0, 0).await?;
-    let last = fresh.answer.messages.iter().find(|stored| stored.subject == request.subject).map(|stored| stored.seq);
+    let last = fresh.answer.messages.iter().find(|stored| stored.subject == subjects[0]).map(|stored| stored.seq);
     let Some(last) = last else {
         let front = front(client, &current.stream).await?;
         // A position from before the front cannot be compared any more; "never published" least of all.
@@ -124,4 +170,22 @@ pub(super) async fn before(
         }
     }
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn answers_are_read() {
+        let ack = Ack::parse(br#"{"stream":"p-g-0-1a-0","domain":"hub","seq":7,"duplicate":true}"#).unwrap();
+        assert_eq!(ack, Ack { stream: "p-g-0-1a-0", seq: 7, duplicate: true });
+        assert!(!Ack::parse(br#"{"stream":"s","seq":7}"#).unwrap().duplicate);
+        let full =
+            br#"{"error":{"code":503,"err_code":10023,"description":"insufficient resources"},"stream":"s","seq":0}"#;
+        assert_eq!(Ack::parse(full).unwrap_err().to_string(), "insufficient resources (10023)");
+        for wrong in ["", "{}", "[]", r#"{"stream":"s","seq":0}"#, r#"{"seq":-1}"#] {
+            assert!(matches!(Ack::parse(wrong.as_bytes()), Err(RequestError::Malformed(_))), "{wrong}");
+        }
+    }
 }

@@ -77,17 +77,24 @@ fn number(headers: &HeaderMap, name: &'static str) -> Option<u64> {
 impl Stored {
     /// Reads a republished message or an answer of direct get; `None` when it is neither.
     pub fn parse(message: Message) -> Option<Self> {
-        let headers = message.headers.as_ref()?;
-        Some(Self {
-            subject: header(headers, "Nats-Subject")?.to_owned(),
-            stream: header(headers, "Nats-Stream")?.to_owned(),
-            seq: number(headers, "Nats-Sequence")?,
-            previous: number(headers, "Nats-Last-Sequence").unwrap_or(0),
-            time_ms: header(headers, "Nats-Time-Stamp").and_then(parse_time_ms).unwrap_or(0),
-            pending: number(headers, "Nats-Num-Pending").unwrap_or(0),
-            id: header(headers, "Nats-Msg-Id").map(str::to_owned),
-            payload: message.payload,
-        })
+        let (mut subject, mut stream, mut seq, mut id) = (None, None, None, None);
+        let (mut previous, mut time_ms, mut pending) = (0, 0, 0);
+        // One look at each header: looking each of ours up costs a hash and a check of its name.
+        for (name, values) in message.headers.as_ref()?.iter() {
+            let Some(value) = values.last().map(|value| value.as_str()) else { continue };
+            match name.as_ref() {
+                "Nats-Subject" => subject = Some(value.to_owned()),
+                "Nats-Stream" => stream = Some(value.to_owned()),
+                "Nats-Sequence" => seq = value.parse().ok(),
+                "Nats-Last-Sequence" => previous = value.parse().unwrap_or(0),
+                "Nats-Time-Stamp" => time_ms = parse_time_ms(value).unwrap_or(0),
+                "Nats-Num-Pending" => pending = value.parse().unwrap_or(0),
+                "Nats-Msg-Id" => id = Some(value.to_owned()),
+                _ => {}
+            }
+        }
+        let (subject, stream, seq) = (subject?, stream?, seq?);
+        Some(Self { subject, stream, seq, previous, time_ms, pending, id, payload: message.payload })
     }
 }
 

@@ -176,7 +176,7 @@ impl NatsLog {
         }
         let (reply, result) = oneshot::channel();
         let request = Request {
-            subject: shard.names.publication(&append.channel),
+            subject: shard.names.publication(&append.channel).into(),
             id: match &append.idempotency {
                 #[cfg(test)]
                 Some(key) if faults::Faults::on(&self.config.faults.bare_keys) => key.key.clone(),

@@ -11,6 +11,7 @@ mod conformance;
 mod elections;
 mod incarnations;
 mod operations;
+mod placement;
 mod repair;
 mod rules;
 mod scale;
