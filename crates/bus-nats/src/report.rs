@@ -174,6 +174,10 @@ impl Reporter {
         }
         for Part { name, stats, .. } in &report.subscriptions {
             queue_warning(name, stats.pending, stats.max_pending, limits, &mut warnings);
+            if stats.pending_bytes as f64 > stats.max_pending_bytes as f64 * limits.queue_share {
+                let (bytes, most) = (stats.pending_bytes, stats.max_pending_bytes);
+                warnings.push(format!("{name}: {bytes} of {most} bytes of a queue are taken"));
+            }
             latency_warning(name, stats.latency.p99_ms, limits, &mut warnings);
         }
         for Part { name, stats, .. } in &report.workers {

@@ -198,7 +198,11 @@ impl Inner {
 
     fn take(self: Arc<Self>, client: Client, message: Message, call: Call) {
         tokio::spawn(async move {
-            let Ok(_running) = self.running.try_acquire() else { return };
+            let Ok(_running) = self.running.try_acquire() else {
+                // Its repetition may find room.
+                self.seen.lock().answers.remove(&(call.from, call.id));
+                return;
+            };
             let answer = match (self.replica.get(), call.what) {
                 (Some(replica), What::Order(order)) => {
                     replica.execute(order).await;

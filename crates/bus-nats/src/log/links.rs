@@ -1,6 +1,5 @@
 //! The connections that the log uses.
 
-use std::any::Any;
 use std::ops::Deref;
 use std::sync::Arc;
 
@@ -8,7 +7,7 @@ use async_nats::Client;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use crate::pool::{EventKind, Pool, PoolEvent, Role};
+use crate::pool::{EventKind, InUse, Pinned, Pool, PoolEvent, Role};
 
 /// Which connection serves what.
 pub trait Links: Send + Sync + 'static {
@@ -35,13 +34,26 @@ pub trait Links: Send + Sync + 'static {
 pub struct Held {
     client: Client,
     connection: usize,
-    _guard: Box<dyn Any + Send + Sync>,
+    guard: Guard,
+}
+
+enum Guard {
+    Any(InUse),
+    Pinned(Pinned),
 }
 
 impl Held {
     /// Its number, for [`Links::leave`].
     pub fn connection(&self) -> usize {
         self.connection
+    }
+
+    /// Says how many requests are in flight under it, for the load by which the pool is resized.
+    pub fn carries(&self, requests: usize) {
+        match &self.guard {
+            Guard::Any(guard) => guard.carries(requests),
+            Guard::Pinned(guard) => guard.carries(requests),
+        }
     }
 }
 
@@ -94,12 +106,12 @@ async fn watch_events(mut events: broadcast::Receiver<PoolEvent>, disturbed: wat
 impl Links for PoolLinks {
     fn any(&self) -> Held {
         let guard = self.pool.any();
-        Held { client: guard.client().clone(), connection: guard.connection(), _guard: Box::new(guard) }
+        Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Any(guard) }
     }
 
     fn pinned(&self, number: u64) -> Held {
         let guard = self.pool.pinned(number);
-        Held { client: guard.client().clone(), connection: guard.connection(), _guard: Box::new(guard) }
+        Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Pinned(guard) }
     }
 
     fn subscribing(&self, number: u64) -> Client {

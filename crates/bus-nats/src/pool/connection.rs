@@ -24,6 +24,8 @@ pub(super) struct Connection {
     pub(super) client: async_nats::Client,
     pub(super) window: Arc<Window>,
     in_flight: AtomicUsize,
+    /// Requests in flight beyond one for each use.
+    carried: AtomicUsize,
     rtt_us: AtomicU64,
     pub(super) failed_probes: AtomicU64,
     pub(super) opened_at: Instant,
@@ -41,6 +43,7 @@ impl Connection {
             client,
             window,
             in_flight: AtomicUsize::new(0),
+            carried: AtomicUsize::new(0),
             rtt_us: AtomicU64::new(0),
             failed_probes: AtomicU64::new(0),
             opened_at: Instant::now(),
@@ -86,9 +89,21 @@ impl Connection {
         self.in_flight.fetch_sub(1, Ordering::AcqRel);
     }
 
-    /// Uses at this moment.
+    /// Requests of all uses at this moment, at least one for each.
     pub(super) fn in_flight(&self) -> usize {
-        self.in_flight.load(Ordering::Acquire) & !CLOSED
+        (self.in_flight.load(Ordering::Acquire) & !CLOSED) + self.carried.load(Ordering::Relaxed)
+    }
+
+    /// A use that counted as `before` requests beyond its first carries this many now.
+    pub(super) fn carry(&self, before: &AtomicUsize, requests: usize) {
+        let now = requests.saturating_sub(1);
+        let before = before.swap(now, Ordering::Relaxed);
+        // Each use takes away no more than it has added.
+        match now.checked_sub(before) {
+            Some(0) => 0,
+            Some(more) => self.carried.fetch_add(more, Ordering::Relaxed),
+            None => self.carried.fetch_sub(before - now, Ordering::Relaxed),
+        };
     }
 
     /// Closes it for new uses if it has none now.

@@ -135,13 +135,13 @@ impl Pool {
             let up = (0..set.len()).map(|step| &set[(first + step) % set.len()]).find(|connection| connection.is_up());
             up.unwrap_or(&set[first]).clone()
         });
-        Pinned { pool: self.clone(), pin, connection }
+        Pinned { pool: self.clone(), pin, connection, extra: AtomicUsize::new(0) }
     }
 
     /// A connection for one request: the lowest product of measured round trip and uses among those with contact;
     /// in turn where that is equal.
     pub fn any(&self) -> InUse {
-        InUse { connection: self.lightest() }
+        InUse { connection: self.lightest(), extra: AtomicUsize::new(0) }
     }
 
     fn lightest(&self) -> Arc<Connection> {
@@ -264,6 +264,7 @@ pub struct Pinned {
     pool: Arc<Pool>,
     pin: usize,
     connection: Arc<Connection>,
+    extra: AtomicUsize,
 }
 
 impl Pinned {
@@ -275,6 +276,11 @@ impl Pinned {
     /// The connection's number, for [`Pool::force_reconnect`].
     pub fn connection(&self) -> usize {
         self.connection.id()
+    }
+
+    /// Says how many requests are in flight under this guard, for the load by which the pool is resized; one until then.
+    pub fn carries(&self, requests: usize) {
+        self.connection.carry(&self.extra, requests);
     }
 
     /// The connection's window of publishes that wait for JetStream's acknowledgement.
@@ -294,6 +300,7 @@ impl std::ops::Deref for Pinned {
 impl Drop for Pinned {
     fn drop(&mut self) {
         self.pool.pins.give_back(self.pin);
+        self.connection.carry(&self.extra, 0);
         self.connection.release();
     }
 }
@@ -301,6 +308,7 @@ impl Drop for Pinned {
 /// A connection for one request, counted as in flight until dropped.
 pub struct InUse {
     connection: Arc<Connection>,
+    extra: AtomicUsize,
 }
 
 impl InUse {
@@ -312,6 +320,11 @@ impl InUse {
     /// The connection's number, for [`Pool::force_reconnect`].
     pub fn connection(&self) -> usize {
         self.connection.id()
+    }
+
+    /// Says how many requests are in flight under this guard, for the load by which the pool is resized; one until then.
+    pub fn carries(&self, requests: usize) {
+        self.connection.carry(&self.extra, requests);
     }
 
     /// The connection's window of publishes that wait for JetStream's acknowledgement.
@@ -330,6 +343,7 @@ impl std::ops::Deref for InUse {
 
 impl Drop for InUse {
     fn drop(&mut self) {
+        self.connection.carry(&self.extra, 0);
         self.connection.release();
     }
 }

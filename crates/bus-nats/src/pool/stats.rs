@@ -27,7 +27,7 @@ pub struct ConnectionStats {
     pub round_trip_ms: Option<f64>,
     /// Probes that got no answer in time.
     pub failed_probes: u64,
-    /// Uses at this moment.
+    /// Requests in flight, at least one for each use.
     pub in_flight: usize,
     /// Publishes that wait for an acknowledgement.
     pub unacknowledged: usize,

@@ -285,6 +285,23 @@ async fn the_pool_grows_with_the_load() {
 }
 
 #[tokio::test]
+async fn one_use_may_carry_the_load_of_many() {
+    let server = NatsServer::start_with(core()).await.unwrap();
+    let pool = open(PoolConfig { grow_above: 8, max_publishing: 3, ..PoolConfig::new([server.url()]) }).await;
+    let (pinned, any) = (pool.pinned(1), pool.any());
+    pinned.carries(100);
+    any.carries(7);
+    any.carries(3);
+    let in_flight = || pool.stats().connections.iter().map(|one| one.in_flight).sum::<usize>();
+    assert_eq!(in_flight(), 103);
+    until("one more connection", || pool.stats().resized == 1).await;
+    pinned.carries(0);
+    assert_eq!(in_flight(), 4, "a use counts");
+    drop((pinned, any));
+    assert_eq!(in_flight(), 0);
+}
+
+#[tokio::test]
 async fn settings_are_reloaded_without_a_break() {
     let users = "authorization { users: [{user: one, password: first}, {user: two, password: second}] }";
     let server = NatsServer::start_with(ServerOptions { settings: users.into(), ..core() }).await.unwrap();

@@ -37,8 +37,8 @@ pub struct DurableConfig {
     pub retry_delay: Duration,
     /// Time for one message (default 20 s).
     pub process_timeout: Duration,
-    /// A message without an answer for this long is delivered again (default 60 s); must exceed twice
-    /// `process_timeout`, because a message may wait as long as it is processed.
+    /// A message without an answer for this long is delivered again (default 60 s). At least two and a half times
+    /// `process_timeout`, and raised to that, because a message may wait as long as it is processed.
     pub ack_wait: Duration,
     /// Begin with what is published after the consumer was made, instead of the oldest (default false).
     pub new_only: bool,
@@ -60,6 +60,14 @@ impl DurableConfig {
         }
     }
 
+    /// With what can never work put right.
+    pub(super) fn within_bounds(mut self) -> Self {
+        self.workers = self.workers.max(1);
+        self.tries = self.tries.max(1);
+        self.ack_wait = self.ack_wait.max(self.process_timeout.mul_f64(2.5));
+        self
+    }
+
     fn consumer(&self) -> pull::Config {
         pull::Config {
             durable_name: Some(self.durable.clone()),
@@ -67,9 +75,9 @@ impl DurableConfig {
             deliver_policy: if self.new_only { DeliverPolicy::New } else { DeliverPolicy::All },
             ack_policy: AckPolicy::Explicit,
             ack_wait: self.ack_wait,
-            max_deliver: i64::from(self.tries.max(1)),
+            max_deliver: i64::from(self.tries),
             // As many as can be processed or wait here, times the replicas that may share the consumer.
-            max_ack_pending: (self.workers.max(1) * 2 * 64) as i64,
+            max_ack_pending: (self.workers * 2 * 64) as i64,
             ..pull::Config::default()
         }
     }
@@ -111,7 +119,7 @@ async fn deliver(
     let consumer = context.create_consumer_on_stream(config.consumer(), config.stream.as_str()).await?;
     let mut messages = consumer
         .stream()
-        .max_messages_per_batch(config.workers.max(1))
+        .max_messages_per_batch(config.workers)
         .expires(Duration::from_secs(10))
         .heartbeat(Duration::from_secs(3))
         .messages()

@@ -123,8 +123,9 @@ impl Inbox {
         (waiting.items.len(), waiting.bytes)
     }
 
-    pub(super) fn bound(&self) -> usize {
-        self.max_items
+    /// Their bounds.
+    pub(super) fn bounds(&self) -> (usize, usize) {
+        (self.max_items, self.max_bytes)
     }
 }
 

@@ -129,6 +129,8 @@ pub struct SubscriptionStats {
     pub pending_bytes: usize,
     /// Bound of `pending`.
     pub max_pending: usize,
+    /// Bound of `pending_bytes`.
+    pub max_pending_bytes: usize,
     /// Messages taken from NATS.
     pub received: u64,
     /// Messages processed.
@@ -171,6 +173,7 @@ impl Subscription {
 
     /// Starts a durable subscription and returns at once; it makes its consumer as soon as the stream exists.
     pub fn durable(pool: &Arc<Pool>, config: DurableConfig, processor: Arc<dyn Process>) -> Self {
+        let config = config.within_bounds();
         let running = Running::new(&config.durable, config.workers, config.workers, usize::MAX);
         let client = pool.subscribing(crate::publish::key_of(&config.durable));
         running.spawn(durable::read(running.clone(), client.clone(), config.clone()));

@@ -141,6 +141,7 @@ impl Running {
     pub(super) fn stats(&self) -> SubscriptionStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let (pending, pending_bytes) = self.inbox.size();
+        let (max_pending, max_pending_bytes) = self.inbox.bounds();
         let counts = &self.counts;
         SubscriptionStats {
             source: self.name.clone(),
@@ -148,7 +149,8 @@ impl Running {
             busy: self.busy.load(Ordering::Relaxed),
             pending,
             pending_bytes,
-            max_pending: self.inbox.bound(),
+            max_pending,
+            max_pending_bytes,
             received: get(&counts.received),
             processed: get(&counts.processed),
             failed: get(&counts.failed),
