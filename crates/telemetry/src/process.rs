@@ -17,6 +17,7 @@ pub(crate) struct ProcessCollector {
     max_files: IntGauge,
     threads: IntGauge,
     start_time: Gauge,
+    memory_limit: IntGauge,
 }
 
 impl ProcessCollector {
@@ -28,10 +29,15 @@ impl ProcessCollector {
             max_files: IntGauge::new("process_max_fds", "Most file descriptors that may be open.")?,
             threads: IntGauge::new("process_threads", "Threads.")?,
             start_time: Gauge::new("process_start_time_seconds", "When the process started, Unix seconds.")?,
+            memory_limit: IntGauge::new(
+                "plenum_memory_limit_bytes",
+                "Memory that the process may use: its control group's limit, else the machine's.",
+            )?,
         };
         if let Some(seconds) = start_time() {
             collector.start_time.set(seconds);
         }
+        collector.memory_limit.set(memory_limit().unwrap_or(0));
         Ok(collector)
     }
 
@@ -53,8 +59,16 @@ impl ProcessCollector {
         }
     }
 
-    fn parts(&self) -> [&dyn Collector; 6] {
-        [&self.cpu_seconds, &self.resident_bytes, &self.open_files, &self.max_files, &self.threads, &self.start_time]
+    fn parts(&self) -> [&dyn Collector; 7] {
+        [
+            &self.cpu_seconds,
+            &self.resident_bytes,
+            &self.open_files,
+            &self.max_files,
+            &self.threads,
+            &self.start_time,
+            &self.memory_limit,
+        ]
     }
 }
 
@@ -105,6 +119,16 @@ fn status_field(name: &str) -> Option<i64> {
     line.split_ascii_whitespace().next()?.parse().ok()
 }
 
+/// The smaller of the control group's limit (version 2, then 1) and the machine's memory.
+fn memory_limit() -> Option<i64> {
+    let machine = fs::read_to_string("/proc/meminfo").ok()?;
+    let machine = machine.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let machine = machine.split_ascii_whitespace().next()?.parse::<i64>().ok()? * 1024;
+    let group = ["/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"];
+    let group = group.iter().find_map(|path| fs::read_to_string(path).ok()?.trim().parse::<u64>().ok());
+    Some(group.map_or(machine, |limit| machine.min(limit.try_into().unwrap_or(i64::MAX))))
+}
+
 fn max_files() -> Option<i64> {
     let text = fs::read_to_string("/proc/self/limits").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("Max open files"))?;
@@ -133,7 +157,8 @@ mod tests {
     #[test]
     fn this_process_has_memory_files_and_a_start() {
         let collector = ProcessCollector::new().unwrap();
-        assert_eq!(collector.collect().len(), 6);
+        assert_eq!(collector.collect().len(), 7);
+        assert!(collector.memory_limit.get() > collector.resident_bytes.get());
         assert!(collector.resident_bytes.get() > 100_000);
         assert!(collector.open_files.get() >= 3);
         assert!(collector.max_files.get() > 0);
