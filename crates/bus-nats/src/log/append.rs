@@ -151,6 +151,7 @@ impl Lane {
             }
             let busy = !self.lines.is_empty();
             let room = BATCH.min(self.window.saturating_sub(self.in_flight));
+            self.client.carries(self.in_flight);
             tokio::select! {
                 answer = answer(&mut self.answers) => match answer {
                     Some(answer) => {

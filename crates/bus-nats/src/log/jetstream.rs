@@ -61,17 +61,8 @@ pub(super) struct Stored {
     pub payload: Bytes,
 }
 
-/// The last value: a publisher's own header of that name would stand before the server's.
-pub(super) fn header<'a>(headers: &'a HeaderMap, name: &'static str) -> Option<&'a str> {
-    #[cfg(test)]
-    if super::faults::FIRST_HEADER.get() {
-        return headers.get(name).map(|value| value.as_str());
-    }
-    headers.get_last(name).map(|value| value.as_str())
-}
-
 fn number(headers: &HeaderMap, name: &'static str) -> Option<u64> {
-    header(headers, name)?.parse().ok()
+    headers.get_last(name)?.as_str().parse().ok()
 }
 
 impl Stored {
@@ -79,9 +70,13 @@ impl Stored {
     pub fn parse(message: Message) -> Option<Self> {
         let (mut subject, mut stream, mut seq, mut id) = (None, None, None, None);
         let (mut previous, mut time_ms, mut pending) = (0, 0, 0);
-        // One look at each header: looking each of ours up costs a hash and a check of its name.
+        // One look at each header: looking each of ours up costs a hash and a check of its name. The last value counts: a
+        // publisher's own header of that name would stand before the server's.
         for (name, values) in message.headers.as_ref()?.iter() {
-            let Some(value) = values.last().map(|value| value.as_str()) else { continue };
+            let value = values.last();
+            #[cfg(test)]
+            let value = if super::faults::FIRST_HEADER.get() { values.first() } else { value };
+            let Some(value) = value.map(|value| value.as_str()) else { continue };
             match name.as_ref() {
                 "Nats-Subject" => subject = Some(value.to_owned()),
                 "Nats-Stream" => stream = Some(value.to_owned()),

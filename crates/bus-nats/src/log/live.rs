@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
+use async_nats::header::NATS_SEQUENCE;
 use async_nats::{Message, Subscriber};
 use futures_util::future::BoxFuture;
 use futures_util::stream::{AbortHandle, Abortable, FuturesUnordered, SelectAll};
@@ -300,7 +301,7 @@ impl Worker {
         let Some(current) = channel.current.clone() else { return };
         let mut announced = false;
         for message in messages {
-            if message.headers.as_ref().is_none_or(|headers| headers.get_last("Nats-Sequence").is_none()) {
+            if message.headers.as_ref().is_none_or(|headers| headers.get_last(NATS_SEQUENCE).is_none()) {
                 if let Some(announcement) = decode_announcement(&message.payload) {
                     // What was decided so far comes first.
                     self.carry_out(id);
