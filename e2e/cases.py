@@ -20,7 +20,7 @@ class _Lines(unittest.TestResult):
     def __init__(self):
         super().__init__()
         self.counts = {"ok": 0, "FAIL": 0, "skip": 0}
-        self.begin, self.problem = 0.0, None
+        self.begin, self.problem = time.monotonic(), None
 
     def startTest(self, test):
         super().startTest(test)

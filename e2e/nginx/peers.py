@@ -151,7 +151,8 @@ class Recorder:
     def __init__(self, name="recorder", port=0, address="127.0.0.1", status=200):
         recorder = self
         self.name, self.status, self.requests = name, status, []
-        self.release = threading.Event()
+        # Of an answer in pieces: the first comes at once, the second and the last when they are let go.
+        self.more, self.release = threading.Event(), threading.Event()
 
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
@@ -166,6 +167,7 @@ class Recorder:
                 self.send_response(recorder.status)
                 self.send_header("Content-Length", str(len(body)))
                 self.send_header("X-Content-Type-Options", "nosniff")
+                self.send_header("Content-Type", "application/json")
                 if recorder.status == 503:
                     self.send_header("Retry-After", "7")
                 self.end_headers()
@@ -178,7 +180,8 @@ class Recorder:
                 self.send_header("Transfer-Encoding", "chunked")
                 self.end_headers()
                 self.wfile.write(b"5\r\nfirst\r\n")
-                self.wfile.flush()
+                recorder.more.wait(SECONDS)
+                self.wfile.write(b"6\r\nsecond\r\n")
                 recorder.release.wait(SECONDS)
                 self.wfile.write(b"4\r\nlast\r\n0\r\n\r\n")
 
