@@ -72,7 +72,7 @@ impl What {
             What::Handshakes(what) => (what.measure(context), what.command()),
             What::Api(what) => (what.measure(context), what.command()),
             What::Floor(what) => (what.measure(), what.command()),
-            What::Nats(what) => (what.measure(), what.command()),
+            What::Nats(what) => (what.measure(context.binary), what.command()),
         };
         Ok(with_command(lines.with_context(|| command.clone())?, &command))
     }

@@ -24,6 +24,16 @@ pub fn request(host: SocketAddr, method: &str, body: &str) -> Vec<u8> {
     .into_bytes()
 }
 
+/// Whether `/readyz` says so.
+pub fn is_ready(server: SocketAddr) -> Result<bool> {
+    let mut stream = std::net::TcpStream::connect(server)?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    write!(stream, "GET /readyz HTTP/1.1\r\nHost: {server}\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    stream.read_to_end(&mut answer)?;
+    Ok(answer.starts_with(b"HTTP/1.1 200 "))
+}
+
 /// The body of the response that `input` is; none while it is not whole.
 ///
 /// # Errors

@@ -80,11 +80,37 @@ impl Server {
     /// # Errors
     /// The process ended, or did not listen in time.
     pub fn start(binary: &Path) -> Result<Self> {
-        // The port is free again when the listener is dropped at the end of the statement.
-        let address = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?;
+        let address = free_address()?;
+        Self::start_with(binary, address, &settings(address))
+    }
+
+    /// The same on NATS with these settings, and with so much history in the namespace that keeps any; waits until it
+    /// is ready.
+    ///
+    /// # Errors
+    /// The process ended, or was not ready in time.
+    pub fn start_on_nats(binary: &Path, nats: serde_json::Value, history: u64) -> Result<Self> {
+        let address = free_address()?;
+        let mut settings = settings(address);
+        settings["nats"] = nats;
+        let kept = &mut settings["channel"]["namespaces"][0];
+        kept["history_size"] = json!(history);
+        kept["history_ttl"] = json!("1h");
+        kept["force_recovery"] = json!(true);
+        let server = Self::start_with(binary, address, &settings)?;
+        let deadline = Instant::now() + START;
+        while !crate::http::is_ready(address)? {
+            if Instant::now() > deadline {
+                bail!("the server is not ready after {START:?}");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        Ok(server)
+    }
+
+    fn start_with(binary: &Path, address: SocketAddr, settings: &serde_json::Value) -> Result<Self> {
         let config = std::env::temp_dir().join(format!("plenum-bench-{}-{}.json", std::process::id(), address.port()));
-        fs::write(&config, settings(address).to_string())
-            .with_context(|| format!("cannot write {}", config.display()))?;
+        fs::write(&config, settings.to_string()).with_context(|| format!("cannot write {}", config.display()))?;
         let child = Command::new(binary)
             .arg("serve")
             .arg("--config")
@@ -151,6 +177,11 @@ impl Drop for Server {
     fn drop(&mut self) {
         drop(running().take());
     }
+}
+
+/// The port is free again when the listener is dropped at the end of the statement.
+fn free_address() -> Result<SocketAddr> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
 /// Microseconds.

@@ -3,10 +3,14 @@
 pub mod channels;
 pub mod latency;
 pub mod publish;
+pub mod recovery;
+pub mod ticks;
 pub mod workers;
 
 mod load;
 mod servers;
+
+use std::path::Path;
 
 use anyhow::Result;
 use clap::{Args, Subcommand};
@@ -15,6 +19,8 @@ use crate::report::{Line, Samples};
 use channels::Channels;
 use latency::Latency;
 use publish::{Publish, Sync};
+use recovery::Recovery;
+use ticks::Ticks;
 use workers::Workers;
 
 pub use servers::end_all;
@@ -34,6 +40,8 @@ enum Part {
     Publish(Publish),
     Latency(Latency),
     Channels(Channels),
+    Recovery(Recovery),
+    Ticks(Ticks),
     Workers(Workers),
 }
 
@@ -43,7 +51,12 @@ impl Nats {
         let publish = [1, 3].map(|replicas| Part::Publish(Publish::of(replicas, Sync::Default)));
         let synced = [1, 3].map(|replicas| Part::Publish(Publish::of(replicas, Sync::Always)));
         let latency = [1, 3].map(|replicas| Part::Latency(Latency::of(replicas)));
-        let rest = [Part::Channels(Channels::default()), Part::Workers(Workers {})];
+        let rest = [
+            Part::Channels(Channels::default()),
+            Part::Ticks(Ticks::default()),
+            Part::Recovery(Recovery::default()),
+            Part::Workers(Workers {}),
+        ];
         let parts = publish.into_iter().chain(synced).chain(latency).chain(rest);
         parts.map(|part| Nats { part: Some(part) }).collect()
     }
@@ -59,18 +72,22 @@ impl Nats {
             Some(Part::Publish(what)) => what.command(),
             Some(Part::Latency(what)) => what.command(),
             Some(Part::Channels(what)) => what.command(),
+            Some(Part::Recovery(what)) => what.command(),
+            Some(Part::Ticks(what)) => what.command(),
             Some(Part::Workers(_)) => "workers".to_owned(),
             None => String::new(),
         };
         format!("plenum-bench nats {part}").trim_end().to_owned()
     }
 
-    /// Measures.
-    pub fn measure(&self) -> Result<Vec<Line>> {
+    /// Measures; `binary` is the server's program.
+    pub fn measure(&self, binary: &Path) -> Result<Vec<Line>> {
         let mut lines = match &self.part {
             Some(Part::Publish(what)) => what.measure()?,
             Some(Part::Latency(what)) => what.measure()?,
             Some(Part::Channels(what)) => what.measure()?,
+            Some(Part::Recovery(what)) => what.measure(binary)?,
+            Some(Part::Ticks(what)) => what.measure()?,
             Some(Part::Workers(what)) => what.measure()?,
             None => Vec::new(),
         };

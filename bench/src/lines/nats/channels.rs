@@ -179,8 +179,9 @@ impl Channels {
     }
 }
 
+/// Counts deliveries.
 #[derive(Default)]
-struct Count(AtomicU64);
+pub(super) struct Count(AtomicU64);
 
 impl Live for Count {
     fn deliver(&self, events: &[LiveEvent]) {
@@ -188,11 +189,13 @@ impl Live for Count {
     }
 }
 
-fn channel(number: u64) -> Arc<str> {
+/// Name of a channel.
+pub(super) fn channel(number: u64) -> Arc<str> {
     format!("bench-{number:06}").into()
 }
 
-async fn subscribe(replica: &Replica, numbers: std::ops::Range<u64>, count: &Arc<Count>) -> Result<()> {
+/// Subscribes to many channels.
+pub(super) async fn subscribe(replica: &Replica, numbers: std::ops::Range<u64>, count: &Arc<Count>) -> Result<()> {
     let started = Instant::now();
     let mut under_way = FuturesUnordered::new();
     for number in numbers {
