@@ -7,9 +7,18 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::{Instant, timeout_at};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::entry::parse_time_ms;
+
+/// Long answers on their way to this process at once; others wait for their turn. Together they are less than what a
+/// server lets wait for one connection (`max_pending`, 64 MiB by default) before it closes it as a slow consumer's, and all
+/// other answers with it.
+static LONG_ANSWERS: Semaphore = Semaphore::const_new(32);
+
+/// How long a read waits for its turn.
+const TURN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// How long one request may take.
 pub(super) const REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
@@ -179,9 +188,28 @@ pub(super) async fn get_batch(
     from: u64,
     batch: usize,
 ) -> Result<Vec<Stored>, RequestError> {
+    get_part(client, stream, subject, from, batch, MAX_ANSWER_BYTES).await
+}
+
+/// The same, at most about `max_bytes` of it, and at least one.
+pub(super) async fn get_part(
+    client: &Client,
+    stream: &str,
+    subject: &str,
+    from: u64,
+    batch: usize,
+    max_bytes: usize,
+) -> Result<Vec<Stored>, RequestError> {
     let next_by_subj = Some(subject.to_owned());
-    let request =
-        Get { seq: from.max(1), next_by_subj, batch: batch.max(1), max_bytes: MAX_ANSWER_BYTES, ..Get::default() };
+    let (batch, max_bytes) = (batch.max(1), max_bytes.clamp(1, MAX_ANSWER_BYTES));
+    let _turn = match batch {
+        1 => None,
+        _ => match timeout(TURN_TIMEOUT, LONG_ANSWERS.acquire()).await {
+            Ok(Ok(turn)) => Some(turn),
+            _ => return Err(RequestError::Unavailable("too many reads wait")),
+        },
+    };
+    let request = Get { seq: from.max(1), next_by_subj, batch, max_bytes, ..Get::default() };
     match get(client, stream, &request).await {
         Ok(answer) => Ok(answer.messages),
         Err(RequestError::NotFound) => Ok(Vec::new()),

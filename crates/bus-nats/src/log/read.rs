@@ -8,7 +8,7 @@ use super::entry::Record;
 use super::event::entry;
 #[cfg(test)]
 use super::faults::Faults;
-use super::jetstream::{RequestError, Stored, get_batch, get_one};
+use super::jetstream::{RequestError, Stored, get_batch, get_one, get_part};
 use super::links::{Held, Links};
 use super::proof::{self, End};
 use super::repair::front;
@@ -17,6 +17,9 @@ use super::shard::{CLOCK_MARGIN_MS, Current, Shard};
 
 /// Entries of one request.
 const BATCH: usize = 256;
+
+/// What a stored publication has besides what its reader gets, times a few.
+const ENVELOPES: usize = 16 * 1024;
 
 /// Entries behind the tail that are searched for its version.
 const VERSION_SEARCH: usize = 1024;
@@ -139,7 +142,8 @@ impl Reader<'_> {
         let allowed = self.front_allows(top, position).await?;
         #[cfg(test)]
         drop(self.shard.faults.before_range.read().await);
-        let first = get_batch(&top.client, &top.current.stream, &top.subject, position, BATCH).await?;
+        // What is at the position, or the first that is left behind it; and what follows.
+        let first = get_batch(&top.client, &top.current.stream, &top.subject, position, 2).await?;
         let found = first.first().is_some_and(|stored| stored.seq == position);
         // After the range was read: what it lacks was trimmed before that, and the front tells.
         let mut complete = found || self.front_allows(top, position).await?;
@@ -201,7 +205,8 @@ impl Reader<'_> {
         let (mut bytes, mut next, mut before_ms): (usize, u64, Option<u64>) = (0, from, None);
         'pages: while next <= end {
             let wanted = (read.limit - entries.len().min(read.limit) + 1).min(BATCH);
-            let batch = get_batch(&top.client, &top.current.stream, &top.subject, next, wanted).await?;
+            let room = read.max_bytes.saturating_sub(bytes).saturating_add(ENVELOPES);
+            let batch = get_part(&top.client, &top.current.stream, &top.subject, next, wanted, room).await?;
             if batch.is_empty() {
                 return Err(RequestError::Unavailable("the answering server lags behind"));
             }
