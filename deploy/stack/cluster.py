@@ -19,18 +19,22 @@ STOP_SECONDS = 10
 
 # Below the range from which the system takes the ports of outgoing connections, which would come in between.
 PORTS = range(15_000, 32_000)
+_given = set()
 
 
 def free_port():
-    """A port that nothing listens on now."""
+    """A port that nothing listens on now, and that was not given before."""
     while True:
         port = random.choice(PORTS)
+        if port in _given:
+            continue
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))
-                return port
             except OSError:
                 continue
+        _given.add(port)
+        return port
 
 
 class Server:

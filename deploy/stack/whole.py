@@ -188,13 +188,16 @@ class Stack:
             time.sleep(0.05)
         wait_ready([*self.ours, *([self.prometheus] if self.prometheus else [])], max(1.0, end - time.monotonic()))
 
-    def restart(self, name):
-        """Ends a process of ours with SIGTERM, as an update does, and starts it again: its status, seconds to end and to serve."""
+    def restart(self, name, kill=False):
+        """Ends a process of ours with SIGTERM, as an update does, or kills it, and starts it again; gives its status, and the
+        seconds to end and to serve."""
         part = next((part for part in self.ours if part.name == name), None)
         if part is None:
             raise ValueError(f"no such process: {name}; there are: {' '.join(part.name for part in self.ours)}")
         begin = time.monotonic()
         part.stop_signal = signal.SIGTERM
+        if kill:
+            part.kill()
         status = part.stop()
         ended = time.monotonic()
         part.start()
