@@ -18,6 +18,9 @@ mod log;
 mod presence;
 mod recorder;
 mod replicas;
+mod results;
+mod sessions;
+mod tails;
 
 pub use control::control_suite;
 pub use ledger::ledger_suite;
@@ -25,6 +28,9 @@ pub use log::{append_suite, live_suite, log_suite, read_suite};
 pub use presence::presence_suite;
 pub use recorder::Recorder;
 pub use replicas::{Isolating, replicas_suite};
+pub use results::results_suite;
+pub use sessions::sessions_suite;
+pub use tails::tails_suite;
 
 /// How long a case waits for what must happen.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -1,15 +1,19 @@
 //! In-process implementations of the ports, shared by several replicas of one process where a test wants that.
 
 mod control;
+mod expiring;
 mod expiry;
 mod ledger;
 mod log;
 mod presence;
 mod replicas;
+mod results;
 mod room;
+mod sessions;
 mod shard;
 mod slab;
 mod store;
+mod tails;
 
 #[cfg(test)]
 mod bounds_tests;
@@ -23,3 +27,6 @@ pub use ledger::MemoryLedger;
 pub use log::{MemoryBroker, MemoryConfig, MemoryLog};
 pub use presence::{MemoryPresence, PresenceStore};
 pub use replicas::{MemoryReplicas, ReplicaBus, SoleReplica};
+pub use results::MemoryResults;
+pub use sessions::MemorySessions;
+pub use tails::MemoryTails;

@@ -14,7 +14,8 @@ use fred::types::config::{
     TlsConnector,
 };
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use parking_lot::Mutex;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinHandle;
 
 use super::error::{Failure, Reply};
@@ -36,13 +37,15 @@ pub(super) struct Wire {
 struct Driven {
     client: Fred,
     driver: ConnectHandle,
-    counter: JoinHandle<()>,
+    events: JoinHandle<()>,
+    /// Why the last attempt to connect failed; empty while connected.
+    trouble: Arc<Mutex<String>>,
 }
 
 impl Drop for Driven {
     fn drop(&mut self) {
         self.driver.abort();
-        self.counter.abort();
+        self.events.abort();
     }
 }
 
@@ -128,7 +131,9 @@ impl Link {
         } else if driven.client.is_connected() {
             return Ok(driven);
         }
-        Err(Failure::NotSent(format!("no connection to {}", self.address)))
+        let trouble = driven.trouble.lock();
+        let colon = if trouble.is_empty() { "" } else { ": " };
+        Err(Failure::NotSent(format!("no connection to {}{colon}{trouble}", self.address)))
     }
 
     /// Counts timeouts in a row, and replaces a connection on which nothing is answered any more.
@@ -210,13 +215,35 @@ fn drive(address: &Address, purpose: Purpose, config: &RedisConfig, metrics: &Ar
     let mut policy = ReconnectPolicy::new_constant(0, RECONNECT_DELAY_MS);
     policy.set_jitter(RECONNECT_DELAY_MS);
     let client = Fred::new(fred, Some(performance), Some(connection), Some(policy));
-    let mut connects = client.reconnect_rx();
+    let (connects, errors) = (client.reconnect_rx(), client.error_rx());
     let driver = client.connect();
-    let metrics = metrics.clone();
-    let counter = tokio::spawn(async move {
-        while connects.recv().await.is_ok() {
-            metrics.connected(purpose);
+    let trouble = Arc::new(Mutex::new(String::new()));
+    let events = tokio::spawn(note_events(connects, errors, trouble.clone(), metrics.clone(), purpose));
+    Driven { client, driver, events, trouble }
+}
+
+async fn note_events(
+    mut connects: broadcast::Receiver<Server>,
+    mut errors: broadcast::Receiver<(Error, Option<Server>)>,
+    trouble: Arc<Mutex<String>>,
+    metrics: Arc<RedisMetrics>,
+    purpose: Purpose,
+) {
+    loop {
+        tokio::select! {
+            event = connects.recv() => match event {
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Ok(_) => {
+                    metrics.connected(purpose);
+                    trouble.lock().clear();
+                }
+            },
+            event = errors.recv() => match event {
+                Err(broadcast::error::RecvError::Closed) => return,
+                Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Ok((error, _)) => *trouble.lock() = error.to_string(),
+            },
         }
-    });
-    Driven { client, driver, counter }
+    }
 }

@@ -169,11 +169,16 @@ async fn a_failover_in_good_order_is_hardly_seen() {
 
 #[tokio::test]
 async fn a_user_of_the_access_control_list_and_tls() {
-    let authority = rcgen::KeyPair::generate().unwrap();
-    let mut params = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    let (authority_key, key_pair) = (rcgen::KeyPair::generate().unwrap(), rcgen::KeyPair::generate().unwrap());
+    let mut params = rcgen::CertificateParams::default();
     params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-    let certificate = params.self_signed(&authority).unwrap().pem();
-    let tls = crate::testing::TestTls { authority: certificate.clone(), certificate, key: authority.serialize_pem() };
+    let authority = params.self_signed(&authority_key).unwrap().pem();
+    let issuer = rcgen::Issuer::new(params, authority_key);
+    let mut params = rcgen::CertificateParams::new(vec!["localhost".into(), "127.0.0.1".into()]).unwrap();
+    // With the authority's name it would pass for self-signed.
+    params.distinguished_name.push(rcgen::DnType::CommonName, "redis");
+    let certificate = params.signed_by(&key_pair, &issuer).unwrap().pem();
+    let tls = crate::testing::TestTls { authority, certificate, key: key_pair.serialize_pem() };
     let settings = "user default off\nuser admin on >root ~* &* +@all\n\
                     user plenum on >secret resetkeys ~plenum:* resetchannels -@all +@read +@write +@connection +@scripting \
                     +info +cluster|nodes\nmasteruser admin\nmasterauth root\n";
@@ -208,4 +213,11 @@ async fn a_user_of_the_access_control_list_and_tls() {
     let wrong = open(config("wrong", "plenum"));
     let outcome = wrong.client(Purpose::Sessions).call(add(&key(&wrong, "a"), 1)).await;
     assert!(matches!(outcome, Err(CallError::Unavailable { .. })), "{outcome:?}");
+    let alone = open(RedisConfig {
+        layout: Layout::Standalone,
+        servers: vec![cluster.servers[0].address()],
+        ..config("wrong", "plenum")
+    });
+    let outcome = alone.client(Purpose::Sessions).call(add(&key(&alone, "a"), 1)).await;
+    assert!(matches!(&outcome, Err(CallError::Unavailable { reason }) if reason.contains("WRONGPASS")), "{outcome:?}");
 }

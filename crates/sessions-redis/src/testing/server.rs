@@ -170,9 +170,12 @@ impl RedisServer {
         if status.success() { Ok(()) } else { Err(io::Error::other(format!("kill -{signal} {pid}: {status}"))) }
     }
 
-    /// Names of keys that would stay for ever.
+    /// Names of keys that would stay for ever; none of a replica, which holds its primary's.
     pub async fn keys_without_expiry(&self) -> io::Result<Vec<String>> {
         let mut found = Vec::new();
+        if self.ask(&["ROLE"]).await?.list().first().is_none_or(|role| role.text() != "master") {
+            return Ok(found);
+        }
         for key in self.ask(&["KEYS", "*"]).await?.list() {
             if self.ask(&["PTTL", key.text()]).await?.number() == -1 {
                 found.push(key.text().to_owned());

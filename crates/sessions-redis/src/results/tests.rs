@@ -1,0 +1,55 @@
+use std::time::Instant;
+
+use plenum_channels::conformance::{Fixture, results_suite};
+
+use super::*;
+use crate::client::{RedisConfig, RedisMetrics};
+use crate::testing::{RedisCluster, RedisServer};
+
+fn open(config: RedisConfig) -> Arc<Redis> {
+    Redis::open(config, RedisMetrics::new().unwrap()).unwrap()
+}
+
+#[tokio::test]
+async fn results_conform_on_a_cluster_and_on_one_server() {
+    let (cluster, server) = (Arc::new(RedisCluster::start().await.unwrap()), RedisServer::start().await.unwrap());
+    for config in [cluster.config(), server.config()] {
+        let n = std::sync::atomic::AtomicU32::new(0);
+        results_suite(async |replicas| {
+            let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+            let redis = open(RedisConfig { prefix: format!("p{n}"), ..config.clone() });
+            let all = (0..replicas).map(|_| RedisResults::new(&redis) as Arc<dyn Results>).collect();
+            Fixture { guard: Box::new(redis), ..Fixture::with_tokio_time(all) }
+        })
+        .await;
+    }
+    for server in &cluster.servers {
+        assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
+    }
+}
+
+/// "None also when the store cannot be asked within its deadline": publishing waits no longer than that.
+#[tokio::test]
+async fn a_frozen_server_holds_nobody_up() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let results = RedisResults::new(&redis);
+    let key = IdempotencyKey { scope: "api".into(), key: "k".into() };
+    let position = Position { offset: 7, epoch: Epoch::from("e") };
+    results.remember("c", &key, position.clone(), RESULT_TTL);
+    while results.recall("c", &key).await != Some(position.clone()) {}
+    server.pause().unwrap();
+    for _ in 0..3 {
+        let started = Instant::now();
+        assert_eq!(results.recall("c", &key).await, None);
+        assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    }
+    let started = Instant::now();
+    for n in 0..2 * MAX_WAITING as u64 {
+        results.remember(&n.to_string(), &key, position.clone(), RESULT_TTL);
+    }
+    assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
+    assert!(redis.metrics().memories_dropped.get() > 0);
+    server.resume().unwrap();
+    while results.recall("c", &key).await != Some(position.clone()) {}
+}

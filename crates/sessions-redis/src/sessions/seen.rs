@@ -1,0 +1,276 @@
+//! Versions that this replica saw acknowledged, to notice a store that went back behind them.
+
+use std::hash::{BuildHasher, RandomState};
+use std::time::Duration;
+
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+use super::record::{Header, Mark};
+use crate::keys::Tag;
+
+/// How long a version is remembered, and a deleted session's record kept: a failover is over by then.
+pub(super) const HORIZON: Duration = Duration::from_secs(600);
+
+const SHARDS: usize = 16;
+/// Redis' clock and ours may differ by this much in 10 min before a session that expired is taken for lost.
+const CLOCK_MARGIN: Duration = Duration::from_secs(1);
+
+/// The newest version known of one session.
+#[derive(Clone, Copy, Debug)]
+struct Known {
+    incarnation: u64,
+    version: u64,
+    mark: Mark,
+    deleted: bool,
+    /// Last heard of.
+    at: Instant,
+    /// When this version was first known here.
+    since: Instant,
+    /// When it expires at the earliest; `None` where this replica did not write.
+    expires: Option<Instant>,
+    /// When its entry among the user's sessions should be renewed.
+    relist: Option<Instant>,
+}
+
+/// Two generations of what was seen; when the young one is full the old one is dropped.
+#[derive(Default)]
+struct Generations {
+    young: HashMap<Tag, Known>,
+    old: HashMap<Tag, Known>,
+}
+
+/// A bounded memory: of more sessions than it holds those not used for longest are forgotten, and with them the proof.
+pub(super) struct Seen {
+    shards: Vec<Mutex<Generations>>,
+    hasher: RandomState,
+    /// Of one generation of one shard.
+    max: usize,
+}
+
+/// What this replica knows of a version that a writer expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Guard {
+    /// Nothing.
+    Nothing,
+    /// Its mark: another version of the same number is not it.
+    Mark(Mark),
+    /// It is over: a store that still has it went back.
+    Refuse,
+}
+
+/// The store is behind: the newest version known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Behind {
+    pub known: u64,
+}
+
+/// What this replica itself wrote, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Wrote {
+    /// Before the write was sent.
+    pub sent: Instant,
+    pub ttl: Duration,
+}
+
+impl Generations {
+    fn get(&self, tag: &Tag, now: Instant) -> Option<Known> {
+        let known = self.young.get(tag).or_else(|| self.old.get(tag)).copied();
+        known.filter(|known| now - known.at < HORIZON)
+    }
+
+    fn put(&mut self, tag: &Tag, known: Known, max: usize) {
+        if self.young.len() >= max && !self.young.contains_key(tag) {
+            self.old = std::mem::take(&mut self.young);
+        }
+        self.young.insert(tag.clone(), known);
+    }
+
+    fn forget(&mut self, tag: &Tag) {
+        self.young.remove(tag);
+        self.old.remove(tag);
+    }
+}
+
+impl Seen {
+    /// Remembers at least half of `max` sessions.
+    pub fn new(max: usize) -> Self {
+        let max = (max / SHARDS / 2).max(1);
+        Seen { shards: (0..SHARDS).map(|_| Mutex::default()).collect(), hasher: RandomState::new(), max }
+    }
+
+    fn shard(&self, tag: &Tag) -> &Mutex<Generations> {
+        &self.shards[self.hasher.hash_one(tag) as usize % SHARDS]
+    }
+
+    /// What the store must check beside the version.
+    pub fn guard(&self, tag: &Tag, expected: u64) -> Guard {
+        match self.shard(tag).lock().get(tag, Instant::now()) {
+            Some(known) if !known.deleted && known.version == expected => Guard::Mark(known.mark),
+            Some(known) if known.version > expected => Guard::Refuse,
+            _ => Guard::Nothing,
+        }
+    }
+
+    /// Compares what is there with what is known, and takes it over. `asked_at`: before the question was sent.
+    pub fn found(&self, tag: &Tag, header: Option<&Header>, asked_at: Instant) -> Result<(), Behind> {
+        let mut shard = self.shard(tag).lock();
+        let known = shard.get(tag, asked_at);
+        // An answer that was asked for before the newest version was known may be older without anything being wrong.
+        if known.is_some_and(|known| known.since > asked_at) {
+            return Ok(());
+        }
+        let behind = known.filter(|known| known.is_missing_in(header, asked_at));
+        match header {
+            None => shard.forget(tag),
+            Some(header) => {
+                let same = known.filter(|known| known.incarnation == header.incarnation && behind.is_none());
+                shard.put(tag, Known::from(header, same, None), self.max);
+            }
+        }
+        behind.map_or(Ok(()), |known| Err(Behind { known: known.version }))
+    }
+
+    /// Notes an acknowledged write.
+    pub fn wrote(&self, tag: &Tag, header: &Header, wrote: Wrote) {
+        let mut shard = self.shard(tag).lock();
+        let known = shard.get(tag, wrote.sent).filter(|known| known.incarnation == header.incarnation);
+        if known.is_none_or(|known| known.version < header.version) {
+            let next = Known::from(header, known, Some(wrote));
+            shard.put(tag, next, self.max);
+        }
+    }
+
+    /// Whether the session's entry among its user's is due for renewal, as far as this replica knows.
+    pub fn relist_due(&self, tag: &Tag) -> bool {
+        let now = Instant::now();
+        self.shard(tag).lock().get(tag, now).and_then(|known| known.relist).is_none_or(|due| due <= now)
+    }
+
+    /// Notes that the entry among the user's sessions was renewed.
+    pub fn relisted(&self, tag: &Tag, ttl: Duration) {
+        let mut shard = self.shard(tag).lock();
+        let now = Instant::now();
+        if let Some(mut known) = shard.get(tag, now) {
+            known.relist = Some(now + ttl / 3);
+            shard.put(tag, known, self.max);
+        }
+    }
+}
+
+impl Known {
+    fn from(header: &Header, before: Option<Known>, wrote: Option<Wrote>) -> Self {
+        let expires = |wrote: Wrote| wrote.sent + (wrote.ttl - wrote.ttl / 100).saturating_sub(CLOCK_MARGIN);
+        let now = Instant::now();
+        let unchanged = before.filter(|before| before.version == header.version);
+        Known {
+            incarnation: header.incarnation,
+            version: header.version,
+            mark: header.mark_of(header.version).unwrap_or_default(),
+            deleted: !header.live,
+            at: now,
+            since: unchanged.map_or(now, |before| before.since),
+            expires: wrote.map(expires).or_else(|| unchanged.and_then(|before| before.expires)),
+            relist: before.and_then(|before| before.relist),
+        }
+    }
+
+    /// Whether what is there lacks this version.
+    fn is_missing_in(&self, found: Option<&Header>, now: Instant) -> bool {
+        match found {
+            // Deleted sessions leave a record for as long as versions are remembered, so nothing is there only after a
+            // loss or an expiry.
+            None => !self.deleted && self.expires.is_some_and(|expires| now < expires),
+            Some(found) if found.incarnation != self.incarnation => false,
+            Some(found) if found.version < self.version => true,
+            Some(found) => found.mark_of(self.version).is_some_and(|mark| mark != self.mark),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::client::{Address, RedisConfig};
+    use crate::keys::Keys;
+
+    fn tag(id: &str) -> Tag {
+        Keys::new(&RedisConfig::standalone(Address::new("h", 1))).tag(&[id])
+    }
+
+    fn version(n: u8) -> Header {
+        (2..=n).fold(Header::first(7, [1; 4], "ann"), |header, n| header.next([n; 4]))
+    }
+
+    async fn tick() -> Instant {
+        tokio::time::advance(Duration::from_millis(1)).await;
+        Instant::now()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_went_back_is_told_once() {
+        let (seen, tag) = (Seen::new(100), tag("s"));
+        assert_eq!(seen.found(&tag, Some(&version(5)), tick().await), Ok(()));
+        assert_eq!(seen.found(&tag, Some(&version(9)), tick().await), Ok(()));
+        assert_eq!(seen.found(&tag, Some(&version(7)), tick().await), Err(Behind { known: 9 }));
+        assert_eq!(seen.found(&tag, Some(&version(7)), tick().await), Ok(()), "from now on this counts");
+        let other = version(6).next([99; 4]);
+        assert_eq!(seen.found(&tag, Some(&other), tick().await), Err(Behind { known: 7 }), "another version 7");
+        let ahead = version(6).next([98; 4]).next([8; 4]).next([9; 4]);
+        assert_eq!(seen.found(&tag, Some(&ahead), tick().await), Err(Behind { known: 7 }), "overtaken, and still told");
+        let anew = Header::first(8, [1; 4], "ann");
+        assert_eq!(seen.found(&tag, Some(&anew), tick().await), Ok(()), "another session under the same id");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn answers_under_way_during_a_write_prove_nothing() {
+        let (seen, tag) = (Seen::new(100), tag("s"));
+        let asked = tick().await;
+        let sent = tick().await;
+        tick().await;
+        seen.wrote(&tag, &version(3), Wrote { sent, ttl: Duration::from_secs(100) });
+        assert_eq!(seen.found(&tag, Some(&version(2)), asked), Ok(()));
+        assert_eq!(seen.guard(&tag, 3), Guard::Mark([3; 4]), "and replace nothing");
+        assert_eq!((seen.guard(&tag, 2), seen.guard(&tag, 4)), (Guard::Refuse, Guard::Nothing));
+        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Err(Behind { known: 3 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_session_that_is_not_there_was_deleted_expired_or_lost() {
+        let (seen, tag) = (Seen::new(100), tag("s"));
+        let ttl = Duration::from_secs(100);
+        let wrote = async || Wrote { sent: tick().await, ttl };
+        seen.wrote(&tag, &version(2), wrote().await);
+        assert_eq!(seen.found(&tag, None, tick().await), Err(Behind { known: 2 }));
+        assert_eq!(seen.found(&tag, None, tick().await), Ok(()));
+        seen.wrote(&tag, &version(2), wrote().await);
+        tokio::time::advance(ttl - Duration::from_secs(1)).await;
+        assert_eq!(seen.found(&tag, None, tick().await), Ok(()), "expired");
+        seen.wrote(&tag, &version(3).deleted(), wrote().await);
+        assert_eq!(seen.found(&tag, None, tick().await), Ok(()), "deleted");
+        seen.wrote(&tag, &version(3).deleted(), wrote().await);
+        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Err(Behind { known: 3 }), "back from the dead");
+        seen.wrote(&tag, &version(9), wrote().await);
+        tokio::time::advance(HORIZON).await;
+        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Ok(()), "too long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_memory_is_bounded() {
+        let seen = Seen::new(3200);
+        for n in 0..20_000 {
+            seen.found(&tag(&n.to_string()), Some(&version(2)), Instant::now()).unwrap();
+        }
+        let held: usize = seen
+            .shards
+            .iter()
+            .map(|shard| {
+                let shard = shard.lock();
+                shard.young.len() + shard.old.len()
+            })
+            .sum();
+        assert!((1600..=3200).contains(&held), "{held}");
+        assert_eq!(seen.guard(&tag("19999"), 2), Guard::Mark([2; 4]));
+    }
+}

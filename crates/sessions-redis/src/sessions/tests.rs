@@ -1,0 +1,222 @@
+//! The store against real servers.
+
+use std::time::Instant as Clock;
+
+use futures_util::future::join_all;
+use plenum_channels::conformance::{Fixture, sessions_suite};
+
+use super::*;
+use crate::client::RedisConfig;
+use crate::testing::{RedisCluster, RedisServer};
+
+mod rebuilding;
+
+const TTL: Duration = Duration::from_secs(600);
+
+fn open(config: RedisConfig) -> Arc<Redis> {
+    Redis::open(config, RedisMetrics::new().unwrap()).unwrap()
+}
+
+fn state(text: &str) -> Bytes {
+    Bytes::copy_from_slice(text.as_bytes())
+}
+
+/// Repeats while the store is away.
+async fn patiently<T>(what: impl AsyncFn() -> Result<T, SessionError>) -> Result<T, SessionError> {
+    let started = Clock::now();
+    loop {
+        match what().await {
+            Err(SessionError::Unavailable { .. } | SessionError::Indeterminate)
+                if started.elapsed() < Duration::from_secs(30) => {}
+            outcome => return outcome,
+        }
+    }
+}
+
+async fn conform(config: RedisConfig) {
+    let n = std::sync::atomic::AtomicU32::new(0);
+    sessions_suite(async |replicas| {
+        let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+        let redis = open(RedisConfig { prefix: format!("p{n}"), ..config.clone() });
+        let all: Vec<_> = (0..replicas).map(|_| RedisSessions::new(&redis)).collect();
+        for one in &all {
+            // The layout is known and a connection there, as in a process that runs.
+            let _ = patiently(async || one.get("warm").await).await;
+        }
+        assert_eq!(redis.metrics().sessions_went_back.get(), 0);
+        let all = all.into_iter().map(|one| one as Arc<dyn Sessions>).collect();
+        Fixture { guard: Box::new(redis), ..Fixture::with_tokio_time(all) }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn sessions_conform_on_a_cluster() {
+    let cluster = RedisCluster::start().await.unwrap();
+    conform(cluster.config()).await;
+    for server in &cluster.servers {
+        assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
+    }
+}
+
+#[tokio::test]
+async fn sessions_conform_on_one_server() {
+    let server = RedisServer::start().await.unwrap();
+    conform(server.config()).await;
+    assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
+}
+
+/// A cut-off replica takes over without the last write: whoever knows of that write is told, once.
+#[tokio::test]
+async fn a_failover_that_took_a_version_back_is_told() {
+    let mut cluster = RedisCluster::start().await.unwrap();
+    let redis = open(cluster.config());
+    let (one, other, third) = (RedisSessions::new(&redis), RedisSessions::new(&redis), RedisSessions::new(&redis));
+    patiently(async || one.create("s", "ann", state("1"), TTL).await).await.unwrap();
+    let slot = one.session("s").unwrap().1.slot();
+    // Another session in the slots of the same server, to be created after the cut.
+    let lost = (0..).map(|n| format!("lost{n}")).find(|id| one.session(id).unwrap().1.slot() / 2000 == slot / 2000);
+    let lost = lost.unwrap();
+    assert_eq!(one.update("s", 1, state("2"), TTL).await, Ok(2));
+    let primary = cluster.owner(slot).await.unwrap();
+    assert_eq!(cluster.owner(one.session(&lost).unwrap().1.slot()).await.unwrap(), primary);
+    cluster.servers[primary].ask(&["WAIT", "1", "2000"]).await.unwrap();
+    let replica = cluster.cut_replica(primary).await.unwrap();
+    assert_eq!(one.update("s", 2, state("3"), TTL).await, Ok(3));
+    assert_eq!(one.update("s", 3, state("4"), TTL).await, Ok(4));
+    one.create(&lost, "ann", state("x"), TTL).await.unwrap();
+    assert_eq!(other.get("s").await.unwrap().version, 4);
+    cluster.servers[primary].kill().unwrap();
+    cluster.servers[replica].resume().unwrap();
+    cluster.ready(Duration::from_secs(30)).await.unwrap();
+
+    assert_eq!(patiently(async || one.get("s").await).await, Err(SessionError::WentBack { known: 4, found: 2 }));
+    assert_eq!(one.get("s").await.map(|there| (there.version, there.state)), Ok((2, state("2"))), "told once");
+    assert_eq!(patiently(async || one.get(&lost).await).await, Err(SessionError::WentBack { known: 1, found: 0 }));
+    assert_eq!(one.get(&lost).await, Err(SessionError::NotFound));
+    // A replica that knew nothing goes on from what is there; the other notices although versions overtook its own.
+    for version in 2..=5 {
+        assert_eq!(patiently(async || third.update("s", version, state("new"), TTL).await).await, Ok(version + 1));
+    }
+    let went_back = Err(SessionError::WentBack { known: 4, found: 6 });
+    assert_eq!(patiently(async || other.update("s", 4, state("old"), TTL).await).await, went_back);
+    assert_eq!(other.update("s", 6, state("7"), TTL).await, Ok(7));
+    assert_eq!(redis.metrics().sessions_went_back.get(), 3);
+}
+
+/// A writer that expects a version which the replica knows to be over is refused even where the store went back to it.
+#[tokio::test]
+async fn an_outdated_writer_is_refused_by_a_store_that_went_back() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let sessions = RedisSessions::new(&redis);
+    patiently(async || sessions.create("s", "ann", state("1"), TTL).await).await.unwrap();
+    let key = sessions.session("s").unwrap().1;
+    let copy = format!("{}copy", key.as_str());
+    server.ask(&["COPY", key.as_str(), &copy]).await.unwrap();
+    assert_eq!(sessions.update("s", 1, state("2"), TTL).await, Ok(2));
+    server.ask(&["COPY", &copy, key.as_str(), "REPLACE"]).await.unwrap();
+    let outcome = sessions.update("s", 1, state("other"), TTL).await;
+    assert_eq!(outcome, Err(SessionError::WentBack { known: 2, found: 1 }));
+    assert_eq!(sessions.get("s").await.map(|there| there.state), Ok(state("1")));
+    // Deleted, and back from the dead.
+    sessions.delete("s", Some(1)).await.unwrap();
+    server.ask(&["COPY", &copy, key.as_str(), "REPLACE"]).await.unwrap();
+    assert_eq!(sessions.get("s").await, Err(SessionError::WentBack { known: 2, found: 1 }));
+    server.ask(&["FLUSHALL"]).await.unwrap();
+    assert_eq!(sessions.get("s").await, Err(SessionError::NotFound), "this replica wrote nothing since");
+    sessions.create("s", "ann", state("1"), TTL).await.unwrap();
+    server.ask(&["FLUSHALL"]).await.unwrap();
+    assert_eq!(sessions.get("s").await, Err(SessionError::WentBack { known: 1, found: 0 }));
+}
+
+/// Each script, executed again by a client that had no answer, does it once.
+#[tokio::test]
+async fn repeated_attempts_of_one_call_count_once() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let sessions = RedisSessions::new(&redis);
+    let _ = patiently(async || sessions.get("warm").await).await;
+    let (_, key) = sessions.session("s").unwrap();
+    let twice = async |call: Call| {
+        let first = sessions.change(call.clone()).await.unwrap();
+        (first.done, sessions.change(call).await.unwrap().done)
+    };
+    let record = record::record(&Header::first(1, [1; 4], "ann"), "ann", b"x");
+    let create = Call::script(&scripts::CREATE, &[&key], [Value::Bytes(record), millis(TTL)]);
+    assert_eq!(twice(create.clone()).await, (1, 1));
+    let update = |expected: u64, mark: Mark| {
+        let arguments = [text(&expected.to_string()), text(""), bytes(&mark), text("y"), millis(TTL)];
+        Call::script(&scripts::UPDATE, &[&key], arguments)
+    };
+    assert_eq!(twice(update(1, [2; 4])).await, (1, 2));
+    assert_eq!(twice(update(2, [3; 4])).await, (1, 2));
+    assert_eq!(sessions.change(update(1, [2; 4])).await.unwrap().done, 2, "also after others wrote");
+    assert_eq!(sessions.change(create.clone()).await.unwrap().done, 1, "also after others wrote");
+    assert_eq!(sessions.change(update(1, [9; 4])).await.unwrap().done, 0, "another writer of version 2");
+    assert_eq!(sessions.get("s").await.map(|there| there.version), Ok(3));
+    let arguments = [text("3"), text(""), bytes(&[4; 4]), millis(HORIZON)];
+    let delete = Call::script(&scripts::DELETE, &[&key], arguments);
+    assert_eq!(twice(delete).await, (1, 2));
+    assert_eq!(sessions.change(create).await.unwrap().done, 1, "what was deleted since stays deleted");
+    assert_eq!(sessions.get("s").await, Err(SessionError::NotFound));
+}
+
+/// Creators and deleters of one id at the same time: one session at a time, one winner each.
+#[tokio::test]
+async fn one_of_many_creators_and_one_of_many_deleters_wins() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let redis = open(cluster.config());
+    let all: Vec<_> = (0..3).map(|_| RedisSessions::new(&redis)).collect();
+    let _ = patiently(async || all[0].get("s").await).await;
+    for _ in 0..5 {
+        let create = |n: usize| {
+            let sessions = all[n % 3].clone();
+            async move { patiently(async || sessions.create("s", "ann", state(&n.to_string()), TTL).await).await }
+        };
+        let created = join_all((0..30).map(create)).await;
+        assert_eq!(created.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{created:?}");
+        let winner = created.iter().position(Result::is_ok).unwrap();
+        assert_eq!(all[2].get("s").await.map(|there| there.state), Ok(state(&winner.to_string())));
+        let delete = |n: usize| {
+            let sessions = all[n % 3].clone();
+            async move { patiently(async || sessions.delete("s", Some(1)).await).await }
+        };
+        let deleted = join_all((0..30).map(delete)).await;
+        assert_eq!(deleted.iter().filter(|outcome| outcome.is_ok()).count(), 1, "{deleted:?}");
+    }
+    assert_eq!(redis.metrics().sessions_went_back.get(), 0);
+}
+
+/// A list entry is removed only while it is the one that was found to lead nowhere.
+#[tokio::test]
+async fn a_list_is_cleaned_when_it_is_read() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let sessions = RedisSessions::new(&redis);
+    patiently(async || sessions.create("a", "ann", state("x"), TTL).await).await.unwrap();
+    sessions.create("b", "ann", state("x"), TTL).await.unwrap();
+    let list = sessions.list_of("ann");
+    let length = async || server.ask(&["ZCARD", list.as_str()]).await.unwrap().number();
+    server.ask(&["DEL", sessions.session("a").unwrap().1.as_str()]).await.unwrap();
+    let date = server.ask(&["ZSCORE", list.as_str(), "a"]).await.unwrap().text().to_owned();
+    sessions.unlist("ann", vec![text("a"), text("1")], Instant::now() + WHOLE).await;
+    assert_eq!(length().await, 2, "entered again meanwhile");
+    assert!(date.parse::<u64>().is_ok(), "{date}");
+    assert_eq!(sessions.of_user("ann", 10).await, Ok(vec!["b".to_owned()]));
+    assert_eq!(length().await, 1);
+    // Lost with a failover: the next update that is due enters it again.
+    server.ask(&["DEL", list.as_str()]).await.unwrap();
+    let fresh = RedisSessions::new(&redis);
+    assert_eq!(patiently(async || fresh.update("b", 1, state("y"), TTL).await).await, Ok(2));
+    assert_eq!(fresh.of_user("ann", 10).await, Ok(vec!["b".to_owned()]));
+    // The bound: those that expire first are not listed.
+    let add = |n: usize| {
+        Call::script(&scripts::LIST, &[&list], [text(&format!("n{n}")), millis(TTL * 2), Value::Integer(1000)])
+    };
+    for answer in sessions.client.call_all((0..1200).map(add).collect()).await {
+        answer.unwrap();
+    }
+    assert_eq!(length().await, 1000);
+    assert_eq!(server.ask(&["ZSCORE", list.as_str(), "b"]).await.unwrap(), crate::testing::Reply::Nil);
+}
