@@ -157,6 +157,20 @@ def slow_consumer(stack):
     stack.progress(40, 40)
 
 
+@case(
+    "all clients return to one replica at once, with megabytes missed each", 150,
+    load={"subscribers": 150, "publishers": 8, "bytes": 8000, "pauseMs": 20},
+)
+def clients_return(stack):
+    stack.load.ask("away")
+    stack.progress(400, 90)
+    stack.load.ask("back")
+    until("all subscribers are back", lambda: stack.load.ask("status")["subscribed"] == 150, 60)
+    slow = sum(get_json(server, "varz")["slow_consumers"] for server in stack.cluster.servers)
+    if slow:
+        raise Failure(f"NATS closed {slow} connections of replicas as slow consumers'")
+
+
 @case("replica frozen for 8 s under load", 60, load={"pauseMs": 20})
 def replica_frozen(stack):
     stack.replicas[2].freeze()

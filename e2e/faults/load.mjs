@@ -2,7 +2,8 @@
 //
 // SETTINGS is JSON: endpoints (ports of the replicas), apiKey, tokenKey, channels, publishers, subscribers, pauseMs, bytes,
 // namespace, and plant (drop, double or swap: what the checker is given is falsified once, to see it notice).
-// Commands: start, status, quiet (publishers end; waits for what is under way, then for subscribers; answers with the verdict).
+// Commands: start, status, quiet (publishers end; waits for what is under way, then for subscribers; answers with the verdict),
+// away and back (all subscribers disconnect; all connect to the first replica, as when there is no other left).
 
 import { createHmac } from 'node:crypto';
 import http from 'node:http';
@@ -34,12 +35,14 @@ const witnesses = [];
 const clients = [];
 let planted = settings.plant ? 50 : 0; // the publication of the first subscriber that is falsified
 
+let only = null; // where everybody connects, when it is not the next replica
+
 /** A WebSocket to the next replica each time, the first time to the one at `home`: what a load balancer does. */
 function balanced(home) {
   let turn = home;
   return class extends WebSocket {
     constructor(url, ...rest) {
-      super(`ws://127.0.0.1:${endpoints[turn % endpoints.length]}/connection/websocket`, ...rest);
+      super(`ws://127.0.0.1:${only ?? endpoints[turn % endpoints.length]}/connection/websocket`, ...rest);
       turn += 1;
     }
   };
@@ -199,6 +202,17 @@ async function start() {
   return status();
 }
 
+function away() {
+  for (const { client } of clients) client.disconnect();
+  return status();
+}
+
+function back() {
+  [only] = endpoints;
+  for (const { client } of clients) client.connect();
+  return status();
+}
+
 async function quiet() {
   going = false;
   await Promise.all(running);
@@ -228,7 +242,7 @@ async function quiet() {
 
 for await (const line of createInterface({ input: process.stdin })) {
   try {
-    const answer = await { start, status, quiet }[line.trim()]();
+    const answer = await { start, status, away, back, quiet }[line.trim()]();
     console.log(JSON.stringify(answer));
   } catch (error) {
     console.log(JSON.stringify({ failure: String(error.stack ?? error) }));
