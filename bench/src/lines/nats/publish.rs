@@ -36,6 +36,9 @@ pub struct Publish {
     /// Seconds of publishing in each turn.
     #[arg(long, default_value_t = 1.5)]
     pub seconds: f64,
+    /// Only the log of one stream has turns, for a look at it with a profiler; nothing is compared.
+    #[arg(long)]
+    pub log_only: bool,
 }
 
 /// One or three.
@@ -71,14 +74,15 @@ struct Turn {
 impl Publish {
     /// With the usual rounds; one round where every write waits for the disk.
     pub fn of(replicas: u64, sync: Sync) -> Self {
-        Self { replicas, sync, rounds: if sync == Sync::Always { 1 } else { 5 }, seconds: 1.5 }
+        Self { replicas, sync, rounds: if sync == Sync::Always { 1 } else { 5 }, seconds: 1.5, log_only: false }
     }
 
     /// The command that measures this, without `plenum-bench nats`.
     pub fn command(&self) -> String {
-        let Self { replicas, sync, rounds, seconds } = self;
+        let Self { replicas, sync, rounds, seconds, log_only } = self;
+        let only = if *log_only { " --log-only" } else { "" };
         let sync = if *sync == Sync::Always { "always" } else { "default" };
-        format!("publish --replicas {replicas} --sync {sync} --rounds {rounds} --seconds {seconds}")
+        format!("publish --replicas {replicas} --sync {sync} --rounds {rounds} --seconds {seconds}{only}")
     }
 
     /// Measures.
@@ -93,6 +97,9 @@ impl Publish {
             let cpu = format!("CPU of a message: client {} µs, NATS {} µs", number(cpu), number(servers.median()));
             Line::new(format!("{name}, {how}"), rates.median(), "/s", None).notes(format!("{}; {cpu}", rates.spread()))
         };
+        if self.log_only {
+            return Ok(vec![line(LOG, "acknowledged publishes, log of one stream")]);
+        }
         let ratio = |one: usize, other: usize| {
             let pairs: Vec<_> = turns[one].iter().zip(&turns[other]).collect();
             middle(&pairs, |(one, other)| one.outcome.rate() / other.outcome.rate())
@@ -135,7 +142,7 @@ impl Publish {
         for round in 0..usize::try_from(self.rounds)? {
             for place in 0..ALL.len() {
                 let who = (round + place) % ALL.len();
-                if who == GO && missing.is_some() {
+                if who == GO && missing.is_some() || self.log_only && who != LOG {
                     continue;
                 }
                 let before = cpu(&servers)?;
