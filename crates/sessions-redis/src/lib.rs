@@ -41,6 +41,7 @@
 pub mod client;
 pub mod keys;
 pub mod presence;
+pub mod quotas;
 mod results;
 pub mod script;
 mod sessions;

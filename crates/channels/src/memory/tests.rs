@@ -3,9 +3,9 @@
 use std::sync::Arc;
 
 use crate::conformance::{self, Fixture};
-use crate::{Control, Log, Presence, Replicas};
+use crate::{Control, Log, Presence, Quotas, Replicas};
 
-use super::{ControlBus, MemoryBroker, MemoryConfig, PresenceStore, ReplicaBus};
+use super::{ControlBus, MemoryBroker, MemoryConfig, PresenceStore, QuotaStore, ReplicaBus};
 
 async fn logs(replicas: usize) -> Fixture<dyn Log> {
     let broker = MemoryBroker::new(MemoryConfig::default());
@@ -66,6 +66,19 @@ async fn heartbeats_conform() {
         let bus = ReplicaBus::new();
         let sides: Vec<_> = (0..replicas).map(|_| bus.side()).collect();
         let replicas = sides.iter().map(|side| side.clone() as Arc<dyn Replicas>).collect();
+        conformance::Isolating::with_tokio_time(replicas, move |index, cut| sides[index].cut(cut))
+    })
+    .await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn quotas_conform() {
+    conformance::quotas_suite(async |replicas| {
+        let (bus, store) = (ReplicaBus::new(), QuotaStore::new());
+        let sides: Vec<_> = (0..replicas).map(|_| bus.side()).collect();
+        // Introduced to each other.
+        tokio::time::sleep(std::time::Duration::from_secs(1)).await;
+        let replicas = sides.iter().map(|side| store.replica(side.clone()) as Arc<dyn Quotas>).collect();
         conformance::Isolating::with_tokio_time(replicas, move |index, cut| sides[index].cut(cut))
     })
     .await;

@@ -68,7 +68,7 @@ pub(super) fn entries(keys: &Keys, channel: &str, of: Incarnation) -> Call {
 }
 
 /// Written before anything of an incarnation is swept; whoever finds that of its own has lost what it had.
-pub(crate) fn fence(keys: &Keys, of: Incarnation) -> Key {
+pub(super) fn fence(keys: &Keys, of: Incarnation) -> Key {
     let name = incarnation(of);
     keys.key("swept", &keys.tag(&[&name]))
 }

@@ -51,7 +51,9 @@ impl Canaries {
         let mut changed = None;
         for slot in 0..SLOTS {
             let Some(owner) = slots.owner(slot) else { continue };
-            let Some((_, mark)) = marks.iter().find(|(node, _)| std::ptr::eq(*node, owner)) else { continue };
+            let Some((_, mark)) = marks.iter().find(|(node, _)| std::ptr::eq(*node, owner)) else {
+                continue;
+            };
             let known = &mut self.marks[usize::from(slot)];
             if *known != 0 && *known != *mark {
                 changed.get_or_insert_with(|| vec![false; usize::from(SLOTS)])[usize::from(slot)] = true;

@@ -47,7 +47,7 @@ pub(crate) fn incarnation(of: Incarnation) -> String {
 }
 
 /// Reads what [`incarnation`] wrote.
-pub(crate) fn parse_incarnation(text: &str) -> Option<Incarnation> {
+pub(super) fn parse_incarnation(text: &str) -> Option<Incarnation> {
     let (replica, generation) = text.split_once('.')?;
     Some(Incarnation { replica: u64::from_str_radix(replica, 16).ok()?, generation: generation.parse().ok()? })
 }

@@ -33,10 +33,11 @@ use self::upkeep::Doubts;
 use crate::client::{Call, CallError, Client, Purpose, Redis, Value};
 use crate::keys::Key;
 
-pub(crate) use self::calls::fence;
+use self::calls::fence;
 pub(crate) use self::canary::Canaries;
-pub(crate) use self::entry::{incarnation, parse_incarnation};
-pub(crate) use self::sweep::Absences;
+use self::entry::parse_incarnation;
+
+pub(crate) use self::entry::incarnation;
 
 /// Joins and leaves under way; more wait, so that everybody can be announced again at once.
 const UNDER_WAY: usize = 512;
@@ -221,7 +222,9 @@ impl Inner {
         let mut members: HashMap<String, (u64, ClientInfo)> = HashMap::new();
         for answer in self.client.call_all(reads.collect()).await {
             for (client, entry) in pairs(answer.map_err(failed)?) {
-                let Some((stamp, member)) = entry::decode(client, &entry) else { continue };
+                let Some((stamp, member)) = entry::decode(client, &entry) else {
+                    continue;
+                };
                 if members.get(&member.client).is_none_or(|(known, _)| *known < stamp) {
                     members.insert(member.client.clone(), (stamp, member));
                 }
@@ -273,7 +276,9 @@ impl Presence for RedisPresence {
     async fn leave(&self, channel: &str, client: &str) -> Result<(), PresenceError> {
         let inner = &self.inner;
         let own = inner.own();
-        let Some(stamp) = inner.roster.lock().leave(channel, client) else { return Ok(()) };
+        let Some(stamp) = inner.roster.lock().leave(channel, client) else {
+            return Ok(());
+        };
         let call = calls::leave(&inner.base(channel), own, client, stamp);
         if let Err(error) = inner.write(channel, client, call).await {
             tracing::debug!(%error, "a leave is repeated");

@@ -107,7 +107,9 @@ impl Roster {
     }
 
     fn vacate(&mut self, channel: &str) {
-        let Some((name, own)) = self.channels.remove_entry(channel) else { return };
+        let Some((name, own)) = self.channels.remove_entry(channel) else {
+            return;
+        };
         let now = Instant::now();
         let old = |(at, ..): &(Instant, Arc<str>, u16)| now.duration_since(*at) > REMEMBER_LEFT;
         while self.left.len() >= MAX_LEFT || self.left.front().is_some_and(old) {
@@ -156,8 +158,12 @@ impl Roster {
     pub fn due(&mut self, before: Instant, limit: usize) -> Vec<Arc<str>> {
         let (now, mut due) = (Instant::now(), Vec::new());
         while due.len() < limit && self.by_touch.front().is_some_and(|(at, _)| *at < before) {
-            let Some((at, name)) = self.by_touch.pop_front() else { break };
-            let Some(own) = self.channels.get_mut(&name).filter(|own| own.touched == at) else { continue };
+            let Some((at, name)) = self.by_touch.pop_front() else {
+                break;
+            };
+            let Some(own) = self.channels.get_mut(&name).filter(|own| own.touched == at) else {
+                continue;
+            };
             own.touched = now;
             self.by_touch.push_back((now, name.clone()));
             due.push(name);

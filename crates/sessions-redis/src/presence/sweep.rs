@@ -24,7 +24,7 @@ const MAX_ABSENT: usize = 4096;
 const FENCE_LIFE: Duration = Duration::from_secs(24 * 3600);
 
 /// Since when incarnations have not counted, as far as this replica could judge.
-pub(crate) struct Absences {
+struct Absences {
     patience: Duration,
     since: HashMap<Incarnation, Instant>,
 }
