@@ -85,6 +85,12 @@ impl Seen {
         self.answers.insert(call, None);
         None
     }
+
+    /// The call was not taken: it is new again.
+    fn forget(&mut self, call: (u64, u64)) {
+        self.answers.remove(&call);
+        self.order.retain(|(known, _)| *known != call);
+    }
 }
 
 impl NatsControl {
@@ -200,7 +206,7 @@ impl Inner {
         tokio::spawn(async move {
             let Ok(_running) = self.running.try_acquire() else {
                 // Its repetition may find room.
-                self.seen.lock().answers.remove(&(call.from, call.id));
+                self.seen.lock().forget((call.from, call.id));
                 return;
             };
             let answer = match (self.replica.get(), call.what) {
@@ -306,6 +312,15 @@ mod tests {
     use crate::log::PoolLinks;
     use crate::pool::{Pool, PoolConfig};
     use crate::testing::NatsServer;
+
+    #[test]
+    fn a_call_that_was_not_taken_is_new_when_it_is_repeated() {
+        let mut seen = Seen::default();
+        assert!(seen.enter((1, 1)).is_none());
+        assert!(matches!(seen.enter((1, 1)), Some(None)), "under way");
+        seen.forget((1, 1));
+        assert!(seen.enter((1, 1)).is_none() && seen.order.len() == 1);
+    }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
     async fn control_on_a_single_server() {

@@ -178,3 +178,18 @@ impl Settle {
         self.retry_delay.saturating_mul(1 << doublings).min(RETRY_MAX)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_can_never_work_is_put_right() {
+        let config = DurableConfig::new("EVENTS", "worker");
+        assert_eq!(config.clone().within_bounds(), config, "the defaults can work");
+        let wrong = DurableConfig { workers: 0, tries: 0, process_timeout: Duration::from_secs(40), ..config };
+        let consumer = wrong.within_bounds().consumer();
+        assert_eq!((consumer.max_deliver, consumer.max_ack_pending), (1, 128));
+        assert_eq!(consumer.ack_wait, Duration::from_secs(100), "a message may wait as long as it is processed");
+    }
+}

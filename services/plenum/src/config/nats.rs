@@ -38,6 +38,7 @@ pub struct Nats {
     pub append_queue: usize,
     pub delivery_workers: usize,
     pub pool: NatsPool,
+    pub report: NatsReport,
 }
 
 /// `nats.tls`
@@ -93,6 +94,34 @@ pub struct NatsPool {
     pub discover_servers: bool,
 }
 
+/// `nats.report`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NatsReport {
+    pub memory: u64,
+    pub tasks: usize,
+    pub queue_percent: u32,
+    #[serde(with = "duration")]
+    pub round_trip: Duration,
+    #[serde(with = "duration")]
+    pub latency_p99: Duration,
+    #[serde(with = "duration")]
+    pub lease_age: Duration,
+}
+
+impl Default for NatsReport {
+    fn default() -> Self {
+        Self {
+            memory: 0,
+            tasks: 0,
+            queue_percent: 80,
+            round_trip: Duration::from_millis(100),
+            latency_p99: Duration::from_secs(1),
+            lease_age: Duration::from_secs(60),
+        }
+    }
+}
+
 impl Default for Nats {
     fn default() -> Self {
         let group = RetentionGroup::default();
@@ -116,6 +145,7 @@ impl Default for Nats {
             append_queue: 8192,
             delivery_workers: 16,
             pool: NatsPool::default(),
+            report: NatsReport::default(),
         }
     }
 }
@@ -239,6 +269,10 @@ pub(super) fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut 
     check_contact(&config.nats, &mut report);
     check_log(&config.nats, &mut report);
     check_pool(&config.nats.pool, &mut report);
+    let percent = config.nats.report.queue_percent;
+    if !(1..=100).contains(&percent) {
+        report("nats.report.queue_percent", Some(percent.to_string()), "must be from 1 to 100");
+    }
     let groups = config.nats.groups();
     for (key, _, group) in config.retention_groups.entries(&config.channel) {
         if !groups.iter().any(|known| known.name == group) {

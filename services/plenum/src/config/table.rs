@@ -363,6 +363,12 @@ const NATS: &[Entry] = &[
         "! Messages that one subscription buffers, 256 to 1000000; beyond it some are dropped and then repaired.",
     ),
     ("nats.pool.discover_servers", Switch, "! Uses servers that the configured ones advertise, too."),
+    ("nats.report.memory", Number, "! The report warns of more bytes of resident memory; 0: of none."),
+    ("nats.report.tasks", Number, "! It warns of more tasks; 0: of none."),
+    ("nats.report.queue_percent", Number, "! It warns of a queue that is fuller, 1 to 100."),
+    ("nats.report.round_trip", Duration, "! It warns of a connection whose round trip is longer."),
+    ("nats.report.latency_p99", Duration, "! It warns of workers and subscriptions whose 99th percentile is longer."),
+    ("nats.report.lease_age", Duration, "! It warns of a lease of a connection that is older."),
 ];
 
 const RETENTION_GROUP: &[Entry] = &[

@@ -11,7 +11,7 @@ use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
 use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
 use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
-use plenum_bus_nats::report::{Limits, Reporter};
+use plenum_bus_nats::report::Reporter;
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -57,7 +57,7 @@ impl Nats {
         let pool = Pool::connect(settings::pool(&config.nats, name)).await;
         let pool = pool.map_err(|error| settings::explain(&config.nats, error))?;
         metrics.register(Box::new(PoolCollector::new(&pool)?))?;
-        let reporter = Reporter::new(Limits::default());
+        let reporter = Reporter::new(settings::limits(&config.nats));
         reporter.add_pool("nats", &pool);
         Ok(Arc::new(Self {
             pool,

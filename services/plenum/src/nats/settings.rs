@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use plenum_bus_nats::log::{GroupConfig, LogConfig};
 use plenum_bus_nats::pool::{Credentials, PoolConfig, PoolError, Tls};
+use plenum_bus_nats::report::Limits;
 use plenum_channels::ChannelSettings;
 
 use crate::config::{Config, DEFAULT_GROUP, Nats};
@@ -45,6 +46,19 @@ pub fn pool(nats: &Nats, name: &str) -> PoolConfig {
         // Replies to one cluster's replicas cannot be read by those of another.
         inbox_prefix: format!("_INBOX_{}", nats.prefix),
         name: name.to_owned(),
+    }
+}
+
+/// Beyond what the resource report warns.
+pub fn limits(nats: &Nats) -> Limits {
+    let report = &nats.report;
+    Limits {
+        memory_bytes: (report.memory > 0).then_some(report.memory),
+        tasks: (report.tasks > 0).then_some(report.tasks),
+        queue_share: f64::from(report.queue_percent) / 100.0,
+        round_trip_ms: report.round_trip.as_secs_f64() * 1e3,
+        p99_ms: report.latency_p99.as_secs_f64() * 1e3,
+        lease: report.lease_age,
     }
 }
 
@@ -261,6 +275,14 @@ mod tests {
             defaults,
             "the documented defaults are the pool's"
         );
+    }
+
+    #[test]
+    fn the_default_limits_of_the_report_are_those_of_its_crate() {
+        let mut nats = Config::default().nats;
+        assert_eq!(limits(&nats), Limits::default());
+        (nats.report.memory, nats.report.tasks) = (1, 2);
+        assert_eq!((limits(&nats).memory_bytes, limits(&nats).tasks), (Some(1), Some(2)));
     }
 
     #[test]
