@@ -56,12 +56,15 @@ def strict(node):
 def definitions(target, files):
     import yaml
 
+    # YAML 1.1 gives a lone equals sign a meaning of its own.
+    yaml.SafeLoader.add_constructor("tag:yaml.org,2002:value", lambda loader, node: node.value)
+
     target.mkdir(parents=True, exist_ok=True)
     for file in files:
         for document in yaml.safe_load_all(pathlib.Path(file).read_text()):
             if not document or document.get("kind") != "CustomResourceDefinition":
                 continue
-            group, kind = document["spec"]["group"].split(".")[0], document["spec"]["names"]["kind"].lower()
+            group, kind = document["spec"]["group"], document["spec"]["names"]["kind"].lower()
             for version in document["spec"]["versions"]:
                 schema = version["schema"]["openAPIV3Schema"]
                 metadata = schema["properties"].pop("metadata", {})

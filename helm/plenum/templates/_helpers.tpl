@@ -117,7 +117,7 @@ capabilities:
   "http_server" (dict "port" 8000 "internal_port" "9000")
   "client" (dict "connection_rate_limit" (int .Values.websocket.handshakesPerSecond) "connection_limit" (int .Values.websocket.maxConnections))
   "shutdown" (dict "drain_time" (printf "%ds" (int .Values.drain.seconds)) "timeout" (printf "%ds" (int .Values.drain.restSeconds))
-    "grace_period" (printf "%ds" (sub (int (include "plenum.grace" .)) (int .Values.drain.preStopSeconds) 1)))
+    "grace_period" (printf "%ds" (sub (int (include "plenum.grace" .)) (add1 (int .Values.drain.preStopSeconds)))))
   "nats" (include "plenum.natsConfig" . | fromJson)
   "redis" (include "plenum.redisConfig" . | fromJson)
 -}}
