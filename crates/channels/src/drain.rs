@@ -59,6 +59,7 @@ impl Node {
         while self.registry.len() > 0 && Instant::now() < deadline {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
+        self.finish_leaves(deadline).await;
         if let Err(error) = self.presence.resign().await {
             tracing::warn!(%error, "the presence lease was not given up: it ends by itself");
         }

@@ -3,7 +3,7 @@
 use plenum_protocol::codes::ErrorCode;
 use plenum_protocol::{Disconnect, ErrorReply};
 
-use crate::{AppendError, ControlError, PresenceError, ReadError, ResolveError};
+use crate::{AppendError, ControlError, LedgerError, PresenceError, ReadError, ResolveError};
 
 /// Why an operation on channels or connections failed.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -53,6 +53,9 @@ pub enum OperationError {
     /// Other replicas could not be reached.
     #[error(transparent)]
     Control(#[from] ControlError),
+    /// The ledger took nothing, or did not say whether it did.
+    #[error(transparent)]
+    Ledger(#[from] LedgerError),
 }
 
 impl OperationError {
@@ -70,7 +73,8 @@ impl OperationError {
             | OperationError::Append(_)
             | OperationError::Read(_)
             | OperationError::Presence(_)
-            | OperationError::Control(_) => ErrorCode::INTERNAL,
+            | OperationError::Control(_)
+            | OperationError::Ledger(_) => ErrorCode::INTERNAL,
         }
     }
 }

@@ -5,6 +5,7 @@
 //! [`Session`] and writes what its [`Outbox`] holds; a broker implements [`Log`], [`Presence`] and
 //! [`Control`]; the in-process implementations are in [`memory`].
 
+mod access;
 mod burst;
 mod channel;
 mod drain;
@@ -19,8 +20,10 @@ mod pattern;
 mod ports;
 mod position;
 mod registry;
+mod resume;
 mod session;
 mod settings;
+mod stats;
 pub mod vigil;
 mod wheel;
 
@@ -28,12 +31,14 @@ mod wheel;
 pub mod conformance;
 pub mod memory;
 
+pub use access::{ConnectionInfo, TokenInfo};
 pub use error::OperationError;
 pub use namespace::*;
-pub use node::{AcceptError, Link, Node, Parts};
+pub use node::{AcceptError, Link, Node, Parts, Shared};
 pub use operations::{History, HistoryQuery, Publish, Published};
 pub use outbox::{Outbox, OutboxLimits, Work};
 pub use ports::*;
 pub use position::{Epoch, Position};
-pub use session::Session;
+pub use session::{CLOSED_BY_CLIENT, SUPERSEDED, Session};
 pub use settings::*;
+pub use stats::*;

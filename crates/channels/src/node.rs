@@ -13,14 +13,18 @@ use tokio::task::JoinHandle;
 use tokio::time::Instant;
 use uuid::Uuid;
 
+use crate::access::{self, Access};
 use crate::hub::Hub;
 use crate::idempotency::Idempotency;
+use crate::memory::{MemoryLedger, SoleReplica};
 use crate::outbox::Mail;
 use crate::registry::Registry;
+use crate::resume::{Grace, Resume};
+use crate::stats::{History, SAMPLE_EVERY};
 use crate::wheel::{TICK, Wheel};
 use crate::{
-    Answer, Compiled, Control, Lease, Log, NodeInfo, Order, Outbox, OutboxLimits, Presence, Question, Replica, Session,
-    Settings, SettingsError, Target, Tokens,
+    Answer, Compiled, Control, Dependency, Lease, Ledger, Load, Log, NodeInfo, NodeStats, Order, Outbox, OutboxLimits,
+    Presence, Question, Quotas, Released, Replica, Replicas, Results, Session, Settings, SettingsError, Target, Tokens,
 };
 
 /// How often the presence lease is renewed.
@@ -51,11 +55,36 @@ pub struct Parts {
     pub version: String,
 }
 
+/// Ports of the cluster's shared state.
+#[derive(Clone)]
+pub struct Shared {
+    /// Fences, blocks, revocations.
+    pub ledger: Arc<dyn Ledger>,
+    /// Who is alive.
+    pub replicas: Arc<dyn Replicas>,
+    /// Limits that hold for all replicas together; `None`: each holds its own.
+    pub quotas: Option<Arc<dyn Quotas>>,
+    /// First results of idempotency keys, beyond the log's window; `None`: not kept.
+    pub results: Option<Arc<dyn Results>>,
+}
+
+impl Shared {
+    /// For a process that is alone: everything in its memory.
+    pub fn single() -> Self {
+        Self { ledger: MemoryLedger::new(), replicas: SoleReplica::new(), quotas: None, results: None }
+    }
+}
+
 /// A replica.
 pub struct Node {
     pub(crate) log: Arc<dyn Log>,
     pub(crate) presence: Arc<dyn Presence>,
     pub(crate) control: Arc<dyn Control>,
+    pub(crate) ledger: Arc<dyn Ledger>,
+    pub(crate) replicas: Arc<dyn Replicas>,
+    pub(crate) resume: Resume,
+    pub(crate) grace: Grace,
+    pub(crate) access: Arc<Access>,
     pub(crate) hub: Arc<Hub>,
     pub(crate) registry: Registry,
     pub(crate) wheel: Wheel,
@@ -64,13 +93,14 @@ pub struct Node {
     settings: ArcSwap<Compiled>,
     tokens: ArcSwap<Arc<dyn Tokens>>,
     uid: Uuid,
-    name: String,
+    pub(crate) name: String,
     started: Instant,
     accepting: AtomicBool,
     /// Idempotency keys of publications that the log does not keep; of this replica only.
     pub(crate) announced: Mutex<Idempotency>,
     /// Second since start in the upper half, connections accepted in it in the lower.
     rate: AtomicU64,
+    history: History,
 }
 
 /// What a transport knows of a connection before its first frame.
@@ -103,14 +133,24 @@ pub enum AcceptError {
 }
 
 impl Node {
-    /// Puts a replica together; fails on settings that contradict each other.
+    /// Puts a replica together that is alone; fails on settings that contradict each other.
     pub fn new(parts: Parts) -> Result<Arc<Self>, SettingsError> {
+        Self::with_shared(parts, Shared::single())
+    }
+
+    /// Puts a replica of a cluster together; fails on settings that contradict each other.
+    pub fn with_shared(parts: Parts, shared: Shared) -> Result<Arc<Self>, SettingsError> {
         let settings = parts.settings.compile()?;
         let node = Arc::new(Self {
             hub: Arc::new(Hub::new(parts.log.clone(), parts.metrics.clone())),
             log: parts.log,
             presence: parts.presence,
             control: parts.control.clone(),
+            resume: Resume::new(shared.ledger.clone(), &settings.client.resume),
+            ledger: shared.ledger,
+            replicas: shared.replicas,
+            grace: Grace::default(),
+            access: Arc::new(Access::new()),
             registry: Registry::new(),
             wheel: Wheel::new(),
             metrics: parts.metrics,
@@ -123,6 +163,7 @@ impl Node {
             accepting: AtomicBool::new(true),
             announced: Mutex::new(Idempotency::new(ANNOUNCED_WINDOW.as_millis() as u64, MAX_ANNOUNCED)),
             rate: AtomicU64::new(0),
+            history: History::default(),
         });
         parts.control.attach(Arc::new(Side(Arc::downgrade(&node))));
         Ok(node)
@@ -131,14 +172,21 @@ impl Node {
     /// Starts what runs beside the connections: timers and the presence lease. Ends when the node is dropped.
     pub fn start(self: &Arc<Self>) -> JoinHandle<()> {
         let node = Arc::downgrade(self);
+        tokio::spawn(access::follow(node.clone()));
         tokio::spawn(async move {
             let mut ticks = tokio::time::interval(TICK);
             ticks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Skip);
             let mut renewed = Instant::now();
+            let mut sampled: Option<Instant> = None;
             loop {
                 ticks.tick().await;
                 let Some(node) = node.upgrade() else { return };
                 node.wheel.advance();
+                node.tell_due_leaves(Instant::now());
+                if sampled.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
+                    sampled = Some(Instant::now());
+                    node.history.sample(&node.metrics);
+                }
                 if renewed.elapsed() >= RENEWAL {
                     renewed = Instant::now();
                     tokio::spawn(async move { node.renew_presence().await });
@@ -165,7 +213,9 @@ impl Node {
 
     /// Puts new settings in force; connections and subscriptions that exist keep what they were granted.
     pub fn reload(&self, settings: Settings) -> Result<(), SettingsError> {
-        self.settings.store(Arc::new(settings.compile()?));
+        let settings = settings.compile()?;
+        self.resume.configure(&settings.client.resume);
+        self.settings.store(Arc::new(settings));
         Ok(())
     }
 
@@ -235,6 +285,33 @@ impl Node {
         self.accepting.store(false, Ordering::Relaxed);
     }
 
+    /// Says what this replica leans on, for [`Node::stats`]; the first call counts.
+    pub fn lean_on(&self, dependencies: Vec<Arc<dyn Dependency>>) {
+        self.history.lean_on(dependencies);
+    }
+
+    fn stats_here(&self) -> NodeStats {
+        let info = self.describe();
+        let mut load = Load {
+            connections: info.num_clients.into(),
+            sessions: info.num_clients.into(),
+            users: info.num_users.into(),
+            channels: info.num_channels.into(),
+            subscriptions: info.num_subs.into(),
+            ..Load::default()
+        };
+        let delivery_latency_ms = self.history.fill(&self.metrics, &mut load);
+        NodeStats {
+            uid: info.uid,
+            name: info.name,
+            version: info.version,
+            uptime: info.uptime,
+            load,
+            delivery_latency_ms,
+            dependencies: self.history.dependencies(),
+        }
+    }
+
     fn describe(&self) -> NodeInfo {
         let (mut channels, mut subs) = (0, 0);
         self.hub.for_each(|_, members| {
@@ -255,16 +332,16 @@ impl Node {
 
     fn execute(&self, order: Order) {
         if let Order::Disconnect { target, code, reason, whitelist } = order {
-            for (client, outbox) in self.registry.find(&target) {
-                if !whitelist.contains(&client.to_string()) {
-                    outbox.close(Disconnect::custom(code, reason.clone()));
+            for found in self.registry.find(&target) {
+                if !whitelist.contains(&found.identity.client.to_string()) {
+                    found.outbox.close(Disconnect::custom(code, reason.clone()));
                 }
             }
             return;
         }
         let order = Arc::new(order);
-        for (_, outbox) in self.registry.find(order.target()) {
-            outbox.mail(Mail::Order(order.clone()));
+        for found in self.registry.find(order.target()) {
+            found.outbox.mail(Mail::Order(order.clone()));
         }
     }
 }
@@ -295,6 +372,14 @@ impl Replica for Side {
     async fn answer(&self, question: Question) -> Answer {
         let node = self.0.upgrade();
         match question {
+            Question::Release { client, step } => Answer::Released(match (node, Uuid::try_parse(&client)) {
+                (Some(node), Ok(client)) => node.release(client, step).await,
+                _ => Released::default(),
+            }),
+            Question::Connections { user } => {
+                Answer::Connections(node.map(|node| node.describe_connections(&user)).unwrap_or_default())
+            }
+            Question::Stats => Answer::Stats(Box::new(node.map(|node| node.stats_here()).unwrap_or_default())),
             Question::Info => Answer::Info(Box::new(node.map(|node| node.describe()).unwrap_or_default())),
             Question::Channels { pattern } => {
                 let mut found = std::collections::BTreeMap::new();

@@ -13,9 +13,9 @@ use tokio::time::Instant;
 
 use crate::pattern::Pattern;
 use crate::{
-    Announcement, Answer, Append, AppendError, Appended, Durability, IdempotencyKey, NamespaceOptions, Node, NodeInfo,
-    OperationError, Order, Page, Position, PresenceStats, Question, Read, ReadError, Since, SubscribeOptions, Target,
-    Version,
+    Announcement, Answer, Append, AppendError, Appended, ClusterStats, Durability, IdempotencyKey, NamespaceOptions,
+    Node, NodeInfo, OperationError, Order, Page, Position, PresenceStats, Question, Read, ReadError, Since,
+    SubscribeOptions, Target, Version,
 };
 
 /// Attempts to publish a version while others publish on the same channel.
@@ -318,6 +318,16 @@ impl Node {
         Ok(channels)
     }
 
+    /// What every replica is doing, and all together.
+    pub async fn stats(&self) -> Result<ClusterStats, OperationError> {
+        let answers = self.control.survey(Question::Stats).await?;
+        let nodes = answers.into_iter().filter_map(|answer| match answer {
+            Answer::Stats(stats) => Some(*stats),
+            _ => None,
+        });
+        Ok(ClusterStats::new(nodes.collect()))
+    }
+
     /// What every replica says of itself.
     pub async fn info(&self) -> Result<Vec<NodeInfo>, OperationError> {
         let answers = self.control.survey(Question::Info).await?;
@@ -325,7 +335,7 @@ impl Node {
             .into_iter()
             .filter_map(|answer| match answer {
                 Answer::Info(info) => Some(*info),
-                Answer::Channels(_) => None,
+                _ => None,
             })
             .collect())
     }
@@ -386,8 +396,9 @@ fn not_enabled(option: &'static str, namespace: &NamespaceOptions) -> OperationE
 }
 
 fn check_target(target: &Target) -> Result<(), OperationError> {
-    if target.user.is_empty() {
-        return Err(OperationError::BadRequest { field: "user", reason: "empty, a user id is required".into() });
+    if target.user.is_empty() && target.client.is_empty() && target.session.is_empty() {
+        let reason = "empty, a user id is required where neither client nor session is given".into();
+        return Err(OperationError::BadRequest { field: "user", reason });
     }
     Ok(())
 }

@@ -81,6 +81,12 @@ pub struct ClientSettings {
     pub recovery_max_bytes: usize,
     /// `client.subscribe_to_user_personal_channel`.
     pub subscribe_to_user_personal_channel: PersonalChannel,
+    /// Ours: how long the presence entry and the leave of a connection that was lost are held back, so that one that
+    /// resumes neither leaves nor joins. Default 3 s; at most 60 s; 0: not at all.
+    #[serde(with = "duration")]
+    pub presence_grace: Duration,
+    /// Ours: `client.resume`.
+    pub resume: ResumeSettings,
 }
 
 impl Default for ClientSettings {
@@ -108,7 +114,65 @@ impl Default for ClientSettings {
             recovery_max_publication_limit: 300,
             recovery_max_bytes: 262_144,
             subscribe_to_user_personal_channel: PersonalChannel::default(),
+            presence_grace: Duration::from_secs(3),
+            resume: ResumeSettings::default(),
         }
+    }
+}
+
+/// `client.resume`: connections that come back with their client id, identity and server-side subscriptions.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ResumeSettings {
+    /// Connect replies carry a token in `data.plenum.resume`, which the client may return in `data` of its next connect.
+    /// Default true.
+    pub enabled: bool,
+    /// Secret of which the key of these tokens is made, at least 32 characters; the same on all replicas. Default empty:
+    /// the replicas share a random one through the ledger.
+    pub secret: ResumeSecret,
+    /// How long after the connect that gave it a token can be used. Default 12 h; 1 min to 30 days.
+    #[serde(with = "duration")]
+    pub ttl: Duration,
+}
+
+impl Default for ResumeSettings {
+    fn default() -> Self {
+        Self { enabled: true, secret: ResumeSecret::default(), ttl: Duration::from_secs(12 * 3600) }
+    }
+}
+
+/// A secret that is not printed: what is shown of it says only whether it is set.
+#[derive(Clone, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct ResumeSecret(String);
+
+impl ResumeSecret {
+    /// The secret itself.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether none is set.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl From<&str> for ResumeSecret {
+    fn from(secret: &str) -> Self {
+        Self(secret.to_owned())
+    }
+}
+
+impl std::fmt::Debug for ResumeSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(if self.0.is_empty() { "\"\"" } else { "\"[set]\"" })
+    }
+}
+
+impl Serialize for ResumeSecret {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(if self.0.is_empty() { "" } else { "[set]" })
     }
 }
 

@@ -42,6 +42,7 @@ claims! {
     Exp = "exp",
     Nbf = "nbf",
     Iat = "iat",
+    Jti = "jti",
     Aud = "aud",
     Iss = "iss",
     Info = "info",
@@ -111,6 +112,15 @@ impl<'a> RawClaims<'a> {
             None => Ok(String::new()),
             Some(raw) if raw.get().bytes().all(|byte| byte.is_ascii_digit()) => Ok(raw.get().to_owned()),
             Some(raw) => text(raw, name).map(Cow::into_owned),
+        }
+    }
+
+    /// The token's id, by which it can be called back; empty for none. What is not a text counts as it is written.
+    pub(crate) fn token_id(&self) -> Result<String, TokenError> {
+        match self.get(Claim::Jti) {
+            None => Ok(String::new()),
+            Some(raw) if raw.get().starts_with('"') => text(raw, Claim::Jti.name()).map(Cow::into_owned),
+            Some(raw) => Ok(raw.get().to_owned()),
         }
     }
 

@@ -94,6 +94,8 @@ impl Verifier {
             info: claims.bytes(Claim::Info, Claim::B64Info)?,
             meta: claims.meta()?,
             subscriptions: claims.subscriptions()?,
+            token_id: claims.token_id()?,
+            issued_at: claims.time(Claim::Iat)?.unwrap_or(0),
         })
     }
 
@@ -120,6 +122,8 @@ impl Verifier {
                 overrides: claims.overrides()?,
                 since: None,
             },
+            token_id: claims.token_id()?,
+            issued_at: claims.time(Claim::Iat)?.unwrap_or(0),
         })
     }
 

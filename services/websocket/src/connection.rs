@@ -7,6 +7,7 @@ use std::mem;
 use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 
+use plenum_channels::CLOSED_BY_CLIENT;
 use plenum_protocol::Disconnect;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
@@ -71,7 +72,7 @@ impl End {
     }
 
     fn by_client(code: Option<u16>) -> Self {
-        End::Close { code, text: Cow::Borrowed(""), reason: Disconnect::CONNECTION_CLOSED }
+        End::Close { code, text: Cow::Borrowed(""), reason: CLOSED_BY_CLIENT }
     }
 }
 

@@ -63,7 +63,7 @@ fn attach(fixture: &Fixture<dyn Control>, hanging: Option<usize>) -> Vec<Arc<Not
 fn names(answers: Vec<Answer>) -> Vec<String> {
     let name = |answer| match answer {
         Answer::Info(info) => info.name,
-        Answer::Channels(channels) => panic!("asked for information, got {channels:?}"),
+        other => panic!("asked for information, got {other:?}"),
     };
     let mut names: Vec<String> = answers.into_iter().map(name).collect();
     names.sort_unstable();

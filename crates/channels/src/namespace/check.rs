@@ -187,6 +187,18 @@ fn check_client(client: &ClientSettings) -> Result<(), SettingsError> {
             return Err(out_of_bounds(key, value, &format!("from {least} to {most}")));
         }
     }
+    if client.presence_grace > Duration::from_secs(60) {
+        let value = duration::format(&client.presence_grace);
+        return Err(out_of_bounds("client.presence_grace", value, "at most 60s"));
+    }
+    let (ttl, secret) = (client.resume.ttl, client.resume.secret.expose().len());
+    if ttl < 60 * SECOND || ttl > 30 * 24 * HOUR {
+        return Err(out_of_bounds("client.resume.ttl", duration::format(&ttl), "from 1m to 720h"));
+    }
+    if (1..32).contains(&secret) {
+        let value = format!("a text of {secret} characters");
+        return Err(out_of_bounds("client.resume.secret", value, "at least 32 characters, or empty"));
+    }
     let header = client.user_id_http_header.as_str();
     if !header.bytes().all(|b| b.is_ascii_alphanumeric() || b"-_.!#$%&'*+^`|~".contains(&b)) {
         return Err(out_of_bounds("client.user_id_http_header", format!("{header:?}"), "the name of an HTTP header"));

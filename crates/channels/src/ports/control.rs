@@ -6,12 +6,12 @@ use std::sync::Arc;
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 
-use crate::SubscribeOptions;
+use crate::{ConnectionInfo, NodeStats, SubscribeOptions};
 
-/// Which connections an order is meant for: those of `user`, narrowed by what else is set.
+/// Which connections an order is meant for: those that have everything that is set.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Target {
-    /// User id; never empty.
+    /// User id; empty only where `client` or `session` says who is meant.
     pub user: String,
     /// Only the connection with this client id; empty for all.
     pub client: String,
@@ -76,6 +76,21 @@ pub enum Question {
     },
     /// [`NodeInfo`].
     Info,
+    /// [`NodeStats`].
+    Stats,
+    /// A client id has come back elsewhere: close the connections that have it and are older, and hand over what
+    /// others see of them.
+    Release {
+        /// Client id.
+        client: String,
+        /// Step of the connection that stays.
+        step: u32,
+    },
+    /// Connections of a user.
+    Connections {
+        /// User id.
+        user: String,
+    },
 }
 
 /// One replica's answer.
@@ -85,6 +100,30 @@ pub enum Answer {
     Channels(BTreeMap<String, u32>),
     /// About the replica.
     Info(Box<NodeInfo>),
+    /// What the replica is doing.
+    Stats(Box<NodeStats>),
+    /// What was handed over.
+    Released(Released),
+    /// Connections by client id.
+    Connections(BTreeMap<String, ConnectionInfo>),
+}
+
+/// What a replica handed over of a client that came back elsewhere.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Released {
+    /// Where others take the client for present; their leaves are not told here any more.
+    pub seats: Vec<ReleasedSeat>,
+    /// A connection had not ended in time: there may be more.
+    pub pending: bool,
+}
+
+/// A channel in which others take a client for present.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReleasedSeat {
+    /// Channel.
+    pub channel: String,
+    /// What others may see of the subscriber there (raw bytes).
+    pub info: Vec<u8>,
 }
 
 /// What a replica says of itself; the fields of the API's `info`.

@@ -50,6 +50,10 @@ pub struct ConnectionClaims {
     pub meta: Bytes,
     /// `subs` and `channels`: server-side subscriptions.
     pub subscriptions: BTreeMap<String, SubscribeOptions>,
+    /// `jti`: by which the token can be revoked; empty for none.
+    pub token_id: String,
+    /// `iat`, Unix seconds; 0 when the token does not say.
+    pub issued_at: u64,
 }
 
 /// What a valid subscription token says.
@@ -63,6 +67,10 @@ pub struct SubscriptionClaims {
     pub client: String,
     /// `expire_at` (else `exp`), info and overrides.
     pub options: SubscribeOptions,
+    /// `jti`: by which the token can be revoked; empty for none.
+    pub token_id: String,
+    /// `iat`, Unix seconds; 0 when the token does not say.
+    pub issued_at: u64,
 }
 
 /// Why a token grants nothing.

@@ -3,19 +3,23 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::try_join_all;
 use plenum_protocol::codes::ErrorCode;
 use plenum_protocol::{
     ConnectRequest, ConnectResult, Disconnect, RefreshRequest, RefreshResult, Reply, ReplyResult, SubscribeRequest,
 };
-use plenum_telemetry::Method;
+use plenum_telemetry::{Method, Resume as Resumed};
+use uuid::Uuid;
 
 use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
+use crate::access::Refusal;
 use crate::error::Failure;
-use crate::node::unix_now_ms;
+use crate::node::{unix_now, unix_now_ms};
+use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
 use crate::{Compiled, ConnectionClaims, SubscribeOptions, TokenError};
 
 /// A connect that may go on: the session takes it up and opens the outbox with the reply.
@@ -24,6 +28,37 @@ pub(super) struct Admitted {
     expire_at: u64,
     established: Vec<Established>,
     result: ConnectResult,
+    /// Of a resumed connection.
+    won: Option<Won>,
+}
+
+/// Who knocks.
+struct Newcomer {
+    node: Arc<crate::Node>,
+    outbox: Arc<crate::Outbox>,
+    /// Id of the connection, and its client id unless it resumes.
+    connection: Uuid,
+    vouched: Option<String>,
+}
+
+/// What a connection is made of, whether anew or resumed.
+struct Grant {
+    claims: ConnectionClaims,
+    /// It stands on a connection token.
+    token: bool,
+    client: Uuid,
+    generation: u32,
+    nonce: Nonce,
+    won: Option<Won>,
+}
+
+impl From<Refusal> for Failure {
+    fn from(refusal: Refusal) -> Self {
+        match refusal {
+            Refusal::Blocked => Disconnect::PERMISSION_DENIED.into(),
+            Refusal::Revoked => ErrorCode::TOKEN_REVOKED.into(),
+        }
+    }
 }
 
 impl From<TokenError> for Failure {
@@ -45,13 +80,13 @@ impl From<TokenError> for Failure {
 impl Session {
     pub(super) fn connect(&mut self, id: u32, request: ConnectRequest) {
         self.phase = Phase::Connecting;
-        let future = admit(
-            self.node.clone(),
-            self.outbox.clone(),
-            self.client,
-            self.vouched.as_deref().map(Into::into),
-            request,
-        );
+        let newcomer = Newcomer {
+            node: self.node.clone(),
+            outbox: self.outbox.clone(),
+            connection: self.connection,
+            vouched: self.vouched.as_deref().map(Into::into),
+        };
+        let future = newcomer.admit(request);
         let future = async move { Done::Connected { id, outcome: future.await } };
         self.flight.get_or_insert_default().push(future.boxed());
     }
@@ -77,10 +112,12 @@ impl Session {
             return self.close(Disconnect::INAPPROPRIATE_PROTOCOL);
         };
         self.count(Method::Connect, 0);
+        self.client = admitted.identity.client;
         self.phase = Phase::Connected(Box::new(Connected {
             identity: admitted.identity,
             subscriptions: super::Subscriptions::default(),
             expire_at: admitted.expire_at,
+            unconfirmed: admitted.won.map(Box::new),
         }));
         self.outbox.open(frame);
         for established in admitted.established {
@@ -93,13 +130,17 @@ impl Session {
         if request.token.is_empty() {
             return self.reply(id, Method::Refresh, Err(ErrorCode::BAD_REQUEST.into()));
         }
-        let tokens = self.node.tokens();
+        let node = self.node.clone();
         let future = async move {
-            let outcome = tokens.connection(&request.token).await;
+            let outcome = node.tokens().connection(&request.token).await;
             let outcome = outcome.map(Box::new).map_err(|error| match error {
                 // A client that heard 109 here would stay away; told this, it comes back with a new token.
                 TokenError::Expired => Disconnect::EXPIRED.into(),
                 error => Failure::from(error),
+            });
+            let outcome = outcome.and_then(|claims| {
+                node.access.check(&claims, true)?;
+                Ok(claims)
             });
             Done::Refreshed { id, outcome }
         };
@@ -122,59 +163,137 @@ impl Session {
         }
         let (expires, ttl) = time_to_live(claims.expire_at)?;
         connected.expire_at = claims.expire_at;
+        let info = connected.identity.info.clone();
+        let token = Some((claims.token_id.as_str(), claims.issued_at));
+        connected.identity = Arc::new(connected.identity.refreshed(info, token));
+        self.node.registry.describe(self.connection, &connected.identity);
         self.adopt_info(claims.info);
         let (client, version) = (self.client.to_string(), self.node.version.clone());
         Ok(ReplyResult::Refresh(RefreshResult { client, version, expires, ttl }))
     }
 }
 
-async fn admit(
-    node: Arc<crate::Node>,
-    outbox: Arc<crate::Outbox>,
-    client: uuid::Uuid,
-    vouched: Option<String>,
-    request: ConnectRequest,
-) -> Result<Box<Admitted>, Failure> {
-    let settings = node.settings();
-    let claims = if !request.token.is_empty() {
-        let claims = node.tokens().connection(&request.token).await?;
-        if claims.user.is_empty() && settings.client.disallow_anonymous_connection_tokens {
-            return Err(Disconnect::PERMISSION_DENIED.into());
+impl Newcomer {
+    async fn admit(self, mut request: ConnectRequest) -> Result<Box<Admitted>, Failure> {
+        let Self { node, outbox, connection, .. } = &self;
+        let settings = node.settings();
+        if !node.access.is_known().await {
+            tracing::warn!("a connect is refused: it is not known yet who is blocked");
+            return Err(ErrorCode::INTERNAL.into());
         }
-        // As published: in the insecure mode no connection expires.
-        ConnectionClaims { expire_at: if settings.client.insecure { 0 } else { claims.expire_at }, ..claims }
-    } else {
-        let anonymous = settings.client.insecure || settings.client.allow_anonymous_connect_without_token;
-        match vouched {
-            Some(user) => ConnectionClaims { user, ..ConnectionClaims::default() },
-            None if anonymous => ConnectionClaims::default(),
-            None => return Err(Disconnect::BAD_REQUEST.into()),
+        let grant = self.grant(&settings, &request).await?;
+        let claims = &grant.claims;
+        let (expires, ttl) = time_to_live(claims.expire_at)?;
+        let app = (std::mem::take(&mut request.name), std::mem::take(&mut request.version));
+        let step = grant.won.map_or(0, |won| won.fence.step);
+        let mut identity = Identity::new(grant.client, claims, grant.token, app, step);
+        let mut registered = Arc::new(identity.clone());
+        if !node.registry.identify(*connection, &registered, settings.client.user_connection_limit) {
+            return Err(Disconnect::CONNECTION_LIMIT.into());
         }
-    };
-    let (expires, ttl) = time_to_live(claims.expire_at)?;
-    let user: Arc<str> = claims.user.into();
-    if !node.registry.identify(client, &user, settings.client.user_connection_limit) {
-        return Err(Disconnect::CONNECTION_LIMIT.into());
+        // Only now: an entry that comes after this look finds the connection.
+        node.access.check(claims, grant.token)?;
+        if grant.won.is_some() {
+            identity.resumption = Some(Resumption::begin(node, grant.client, step));
+            registered = Arc::new(identity);
+            node.registry.describe(*connection, &registered);
+        }
+        let caller = Caller { node: node.clone(), outbox: outbox.clone(), identity: registered.clone() };
+        let pass = Pass {
+            client: grant.client,
+            generation: grant.generation,
+            nonce: grant.nonce,
+            sealed_at: unix_now(),
+            token: token_mark(&request.token),
+            claims: grant.claims.clone(),
+        };
+        let established = subscribe_all(&caller, &settings, grant.claims.subscriptions, request.subs).await?;
+        let subs = established
+            .iter()
+            .map(|established| (established.subscription.channel().to_string(), established.result.clone()))
+            .collect();
+        let result = ConnectResult {
+            client: grant.client.to_string(),
+            version: node.version.clone(),
+            expires,
+            ttl,
+            subs,
+            data: node.resume.enclose(&Bytes::new(), &settings.client.resume, &pass).unwrap_or_default(),
+            ping: u32::try_from(settings.client.ping_interval.as_secs()).unwrap_or(u32::MAX),
+            pong: true,
+            time: if settings.client.connect_include_server_time { unix_now_ms() } else { 0 },
+            ..ConnectResult::default()
+        };
+        let expire_at = pass.claims.expire_at;
+        Ok(Box::new(Admitted { identity: registered, expire_at, established, result, won: grant.won }))
     }
-    let identity = Arc::new(Identity { client, user, info: claims.info });
-    let caller = Caller { node: node.clone(), outbox, identity: identity.clone() };
-    let established = subscribe_all(&caller, &settings, claims.subscriptions, request.subs).await?;
-    let subs = established
-        .iter()
-        .map(|established| (established.subscription.channel().to_string(), established.result.clone()))
-        .collect();
-    let result = ConnectResult {
-        client: client.to_string(),
-        version: node.version.clone(),
-        expires,
-        ttl,
-        subs,
-        ping: u32::try_from(settings.client.ping_interval.as_secs()).unwrap_or(u32::MAX),
-        pong: true,
-        time: if settings.client.connect_include_server_time { unix_now_ms() } else { 0 },
-        ..ConnectResult::default()
-    };
-    Ok(Box::new(Admitted { identity, expire_at: claims.expire_at, established, result }))
+
+    /// What the client may be: who it was, if it carries a pass that opens, or else who its token says.
+    async fn grant(&self, settings: &Compiled, request: &ConnectRequest) -> Result<Grant, Failure> {
+        let resume = &settings.client.resume;
+        let pass = match self.node.resume.open(&request.data, resume, unix_now()) {
+            None => None,
+            Some(Ok(pass)) => Some(pass),
+            Some(Err(outcome)) => {
+                self.count(outcome);
+                None
+            }
+        };
+        let Some(pass) = pass else { return self.fresh(self.authenticate(settings, request).await?, request) };
+        // The token that the connection was made with was verified then; any other one speaks for itself.
+        let same = request.token.is_empty() || token_mark(&request.token) == pass.token;
+        let claims = match same {
+            true if self.vouched.as_ref().is_none_or(|user| *user == pass.claims.user) => pass.claims.clone(),
+            _ => self.authenticate(settings, request).await?,
+        };
+        let token = pass.token != [0; 16] || !request.token.is_empty();
+        let outcome = if claims.user != pass.claims.user {
+            Err(Resumed::Foreign)
+        } else if self.node.access.check(&claims, token).is_err() {
+            Err(Resumed::Denied)
+        } else {
+            self.node.resume.take(&pass, resume).await
+        };
+        match outcome {
+            Ok(won) => {
+                self.count(Resumed::Accepted);
+                let generation = won.fence.generation.saturating_add(1);
+                let (client, nonce) = (pass.client, won.fence.successor);
+                Ok(Grant { claims, token, client, generation, nonce, won: Some(won) })
+            }
+            Err(outcome) => {
+                self.count(outcome);
+                self.fresh(self.authenticate(settings, request).await?, request)
+            }
+        }
+    }
+
+    fn fresh(&self, claims: ConnectionClaims, request: &ConnectRequest) -> Result<Grant, Failure> {
+        let token = !request.token.is_empty();
+        Ok(Grant { claims, token, client: self.connection, generation: 1, nonce: rand::random(), won: None })
+    }
+
+    fn count(&self, outcome: Resumed) {
+        self.node.metrics.resumes(outcome).inc();
+    }
+
+    async fn authenticate(&self, settings: &Compiled, request: &ConnectRequest) -> Result<ConnectionClaims, Failure> {
+        if !request.token.is_empty() {
+            let claims = self.node.tokens().connection(&request.token).await?;
+            if claims.user.is_empty() && settings.client.disallow_anonymous_connection_tokens {
+                return Err(Disconnect::PERMISSION_DENIED.into());
+            }
+            // As published: in the insecure mode no connection expires.
+            let expire_at = if settings.client.insecure { 0 } else { claims.expire_at };
+            return Ok(ConnectionClaims { expire_at, ..claims });
+        }
+        let anonymous = settings.client.insecure || settings.client.allow_anonymous_connect_without_token;
+        match &self.vouched {
+            Some(user) => Ok(ConnectionClaims { user: user.clone(), ..ConnectionClaims::default() }),
+            None if anonymous => Ok(ConnectionClaims::default()),
+            None => Err(Disconnect::BAD_REQUEST.into()),
+        }
+    }
 }
 
 /// The server-side subscriptions of a new connection, all or none.

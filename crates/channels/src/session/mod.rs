@@ -15,6 +15,7 @@ mod timers;
 #[cfg(test)]
 mod tests;
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::task::Context;
 
@@ -26,22 +27,90 @@ use uuid::Uuid;
 
 use crate::error::Failure;
 use crate::node::unix_now;
-use crate::{Link, Node, Outbox};
+use crate::resume::{Resumption, Won};
+use crate::{ConnectionClaims, Link, Node, Outbox};
 use flight::{Done, Flight};
-use subscriptions::{Subscription, Subscriptions};
+use subscriptions::{Fate, Subscription, Subscriptions};
 use timers::Beat;
 
+/// Why a connection ended whose client sent a close frame: it means to go.
+pub const CLOSED_BY_CLIENT: Disconnect = Disconnect { code: 3000, reason: Cow::Borrowed("closed by the client") };
+
+/// Closes a connection whose client has come back on another one.
+pub const SUPERSEDED: Disconnect = Disconnect { code: 3503, reason: Cow::Borrowed("resumed by another connection") };
+
 /// Who a connection is, shared with whatever runs on its behalf.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Identity {
     pub(crate) client: Uuid,
     /// Empty for an anonymous user.
     pub(crate) user: Arc<str>,
     /// What others may see of the user.
     pub(crate) info: Bytes,
+    /// Step of the fence that made the connection, 0 if it was not resumed: the highest of a client id holds it.
+    pub(crate) step: u32,
+    /// What is taken over from the connection before, if it was resumed.
+    pub(crate) resumption: Option<Arc<Resumption>>,
+    /// What most connections do not have.
+    background: Option<Box<Background>>,
+}
+
+/// What only the server sees of a connection.
+#[derive(Clone, Debug, Default, PartialEq)]
+struct Background {
+    meta: Bytes,
+    /// Id and time of issue of the connection token, if it had one.
+    token: Option<(Box<str>, u64)>,
+    /// Name and version that the client gave.
+    app: (Box<str>, Box<str>),
 }
 
 impl Identity {
+    pub(crate) fn new(client: Uuid, claims: &ConnectionClaims, token: bool, app: (String, String), step: u32) -> Self {
+        let background = Background {
+            meta: claims.meta.clone(),
+            token: token.then(|| (claims.token_id.as_str().into(), claims.issued_at)),
+            app: (app.0.into(), app.1.into()),
+        };
+        Self {
+            client,
+            user: claims.user.as_str().into(),
+            info: claims.info.clone(),
+            step,
+            resumption: None,
+            background: (background != Background::default()).then(|| Box::new(background)),
+        }
+    }
+
+    /// With what a newer token of the same user says.
+    fn refreshed(&self, info: Bytes, token: Option<(&str, u64)>) -> Self {
+        let mut next = Self { info, ..self.clone() };
+        if let Some((id, issued_at)) = token {
+            next.background.get_or_insert_default().token = Some((id.into(), issued_at));
+        }
+        next
+    }
+
+    pub(crate) fn has_token(&self) -> bool {
+        self.background.as_ref().is_some_and(|it| it.token.is_some())
+    }
+
+    pub(crate) fn token_id(&self) -> &str {
+        self.background.as_ref().and_then(|it| it.token.as_ref()).map_or("", |(id, _)| id)
+    }
+
+    pub(crate) fn issued_at(&self) -> u64 {
+        self.background.as_ref().and_then(|it| it.token.as_ref()).map_or(0, |(_, at)| *at)
+    }
+
+    pub(crate) fn meta(&self) -> &[u8] {
+        self.background.as_ref().map_or(&[], |it| &it.meta)
+    }
+
+    pub(crate) fn app(&self) -> (&str, &str) {
+        self.background.as_ref().map_or(("", ""), |it| (&it.app.0, &it.app.1))
+    }
+
     /// What others see of this connection in a channel.
     pub(crate) fn member(&self, channel_info: Bytes) -> ClientInfo {
         ClientInfo {
@@ -70,6 +139,8 @@ struct Connected {
     subscriptions: Subscriptions,
     /// Unix seconds; 0: never.
     expire_at: u64,
+    /// A resume whose success the client has not shown yet.
+    unconfirmed: Option<Box<Won>>,
 }
 
 /// What futures of a session work with.
@@ -84,6 +155,8 @@ pub(crate) struct Caller {
 pub struct Session {
     node: Arc<Node>,
     outbox: Arc<Outbox>,
+    /// Of this connection alone; also its client id unless it was resumed.
+    connection: Uuid,
     client: Uuid,
     phase: Phase,
     /// `None` while no command is under way, so that an idle connection pays nothing for it.
@@ -102,6 +175,7 @@ impl Session {
         Self {
             node,
             outbox,
+            connection: client,
             client,
             phase: Phase::Unauthenticated,
             flight: None,
@@ -129,6 +203,7 @@ impl Session {
         if !self.beat.frame(&self.node) {
             return self.close(Disconnect::TOO_MANY_REQUESTS);
         }
+        self.confirm();
         for command in commands(self.outbox.encoding(), frame) {
             match command {
                 Ok(command) => self.accept(command),
@@ -169,8 +244,20 @@ impl Session {
     }
 
     /// The connection is gone; its subscriptions end.
-    pub fn end(self, reason: Disconnect) {
+    pub fn end(mut self, reason: Disconnect) {
+        if let Phase::Connected(connected) = &mut self.phase {
+            connected.subscriptions.end(Fate::of(&reason));
+        }
         self.node.metrics.disconnects(plenum_telemetry::CloseCode::new(u32::from(reason.code))).inc();
+    }
+
+    /// The client sends on a resumed connection, so it has what it needs to resume again.
+    fn confirm(&mut self) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        let Some(won) = connected.unconfirmed.take() else { return };
+        let (node, client) = (self.node.clone(), self.client);
+        let ttl = node.settings().client.resume.ttl;
+        tokio::spawn(async move { node.resume.confirm(client, *won, ttl).await });
     }
 
     fn accept(&mut self, command: Command) {
@@ -297,7 +384,7 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        self.node.registry.remove(self.client);
+        self.node.registry.remove(self.connection);
     }
 }
 

@@ -11,7 +11,7 @@ use plenum_telemetry::Recovery;
 use super::connect::server_plan;
 use super::establish::{CatchUpOutcome, Established, catch_up, establish};
 use super::flight::{Done, Flight};
-use super::{Caller, Identity, Phase, Session, Subscription, frame};
+use super::{Caller, Phase, Session, Subscription, frame};
 use crate::error::Failure;
 use crate::outbox::Mail;
 use crate::{Order, Outbox, SubscribeOptions};
@@ -188,8 +188,8 @@ impl Session {
         if info == connected.identity.info {
             return;
         }
-        let (client, user) = (connected.identity.client, connected.identity.user.clone());
-        connected.identity = Arc::new(Identity { client, user, info });
+        connected.identity = Arc::new(connected.identity.refreshed(info, None));
+        self.node.registry.describe(self.connection, &connected.identity);
         let caller =
             Caller { node: self.node.clone(), outbox: self.outbox.clone(), identity: connected.identity.clone() };
         for seat in connected.subscriptions.iter_mut().filter_map(|subscription| subscription.seat.as_mut()) {

@@ -257,6 +257,8 @@ enum TokenFailure {
     Refused(TokenError),
     /// It is for another user, connection or channel.
     Foreign,
+    /// It was called back.
+    Revoked,
 }
 
 impl From<TokenFailure> for Failure {
@@ -264,6 +266,7 @@ impl From<TokenFailure> for Failure {
         match failure {
             TokenFailure::Refused(error) => error.into(),
             TokenFailure::Foreign => Disconnect::INVALID_TOKEN.into(),
+            TokenFailure::Revoked => ErrorCode::TOKEN_REVOKED.into(),
         }
     }
 }
@@ -272,6 +275,9 @@ impl From<TokenFailure> for Failure {
 /// connection.
 async fn verify(caller: &Caller, channel: &str, token: &str) -> Result<SubscriptionClaims, TokenFailure> {
     let claims = caller.node.tokens().subscription(token).await.map_err(TokenFailure::Refused)?;
+    if caller.node.access.check_subscription(&claims).is_err() {
+        return Err(TokenFailure::Revoked);
+    }
     let client = &claims.client;
     if claims.channel != channel
         || claims.user != *caller.identity.user

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use plenum_protocol::Disconnect;
 use tokio::time::Instant;
 
 use super::Caller;
 use crate::hub::Lease;
-use crate::{Announcement, NamespaceOptions, Position, PresenceError};
+use crate::resume::{Join, NewLeave};
+use crate::{Announcement, CLOSED_BY_CLIENT, NamespaceOptions, Position, PresenceError, SUPERSEDED};
 
 /// The subscriptions of one connection, few enough to be searched one by one.
 #[derive(Default)]
@@ -54,6 +56,7 @@ impl Drop for Membership {
 /// dropped.
 pub(crate) struct Seat(Option<Visible>);
 
+#[derive(Clone)]
 struct Visible {
     caller: Caller,
     channel: Arc<str>,
@@ -61,6 +64,29 @@ struct Visible {
     presence: bool,
     /// A join was announced, so a leave is due.
     announced: bool,
+    /// Whether others have to be told of the join.
+    join: Join,
+}
+
+/// What becomes of seats when their connection ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// The client or the server meant it: they are given up at once.
+    Leave,
+    /// The connection was lost, or the server moves it: the client may come back.
+    Hold,
+    /// It has come back already.
+    TakenOver,
+}
+
+impl Fate {
+    pub(super) fn of(reason: &Disconnect) -> Self {
+        match reason {
+            reason if *reason == SUPERSEDED => Fate::TakenOver,
+            reason if *reason == CLOSED_BY_CLIENT || !reason.reconnects() => Fate::Leave,
+            _ => Fate::Hold,
+        }
+    }
 }
 
 impl Seat {
@@ -71,7 +97,15 @@ impl Seat {
         info: Bytes,
         presence: bool,
     ) -> Result<Self, PresenceError> {
-        let visible = Visible { caller: caller.clone(), channel: channel.clone(), info, presence, announced: false };
+        let join = match &caller.identity.resumption {
+            None => Join::Announce,
+            Some(resumption) => {
+                let held = caller.node.grace.enter(caller.identity.client, channel);
+                resumption.enter(channel, held)
+            }
+        };
+        let visible =
+            Visible { caller: caller.clone(), channel: channel.clone(), info, presence, announced: false, join };
         let entering = visible.enter();
         // From here on dropping the future takes the entry back, whether it was made or not.
         let seat = Seat(Some(visible));
@@ -94,10 +128,37 @@ impl Seat {
     pub(super) async fn announce(&mut self) {
         let Some(visible) = &mut self.0 else { return };
         visible.announced = true;
-        let join = Announcement::Join(visible.caller.identity.member(visible.info.clone()));
-        if let Err(error) = visible.caller.node.log.announce(&visible.channel, join).await {
-            tracing::debug!(%error, "a join was not announced");
+        match (visible.join, &visible.caller.identity.resumption) {
+            (Join::Announce, _) | (_, None) => visible.tell_join().await,
+            (Join::Keep, _) => {}
+            (Join::Later, Some(resumption)) => {
+                let (resumption, visible) = (resumption.clone(), visible.clone());
+                tokio::spawn(async move {
+                    let Caller { node, identity, .. } = &visible.caller;
+                    if resumption.settled(&visible.channel).await
+                        && !node.grace.is_known(identity.client, &visible.channel)
+                    {
+                        visible.tell_join().await;
+                    }
+                });
+            }
         }
+    }
+
+    /// The connection has ended.
+    fn end(mut self, fate: Fate) {
+        let Some(visible) = self.0.take() else { return };
+        let grace = visible.caller.node.presence_grace();
+        if fate == Fate::Leave || (fate == Fate::Hold && grace.is_zero()) {
+            self.0 = Some(visible);
+            return;
+        }
+        if !visible.exit() {
+            return;
+        }
+        let Visible { caller, channel, info, presence, announced, .. } = visible;
+        let silent = fate == Fate::TakenOver;
+        caller.node.leave_later(NewLeave { identity: caller.identity, channel, info, presence, announced, silent });
     }
 
     /// What others see of the user changed.
@@ -129,7 +190,23 @@ impl Visible {
         async move { if presence { node.presence.join(&channel, member).await } else { Ok(()) } }
     }
 
+    async fn tell_join(&self) {
+        let join = Announcement::Join(self.caller.identity.member(self.info.clone()));
+        if let Err(error) = self.caller.node.log.announce(&self.channel, join).await {
+            tracing::debug!(%error, "a join was not announced");
+        }
+    }
+
+    /// Gives the seat of a resumed connection up; false while a newer connection of the client has one here.
+    fn exit(&self) -> bool {
+        let Caller { node, identity, .. } = &self.caller;
+        identity.resumption.is_none() || node.grace.exit(identity.client, &self.channel)
+    }
+
     async fn leave(self) {
+        if !self.exit() {
+            return;
+        }
         let Caller { node, identity, .. } = &self.caller;
         if self.presence
             && let Err(error) = node.presence.leave(&self.channel, &identity.client.to_string()).await
@@ -204,6 +281,13 @@ impl Subscriptions {
             && subscription.catch_up.take().is_some()
         {
             self.catching_up -= 1;
+        }
+    }
+
+    /// The connection has ended.
+    pub(super) fn end(&mut self, fate: Fate) {
+        for seat in self.list.iter_mut().filter_map(|subscription| subscription.seat.take()) {
+            (*seat).end(fate);
         }
     }
 

@@ -3,11 +3,13 @@
 mod access;
 mod bounds;
 mod commands;
+mod control;
 mod draining;
 mod joining;
 mod lost;
 mod recovery;
 mod refusing;
+mod resuming;
 mod server_side;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -24,9 +26,11 @@ use plenum_protocol::{
 };
 use plenum_telemetry::Metrics;
 
-use crate::memory::{MemoryControl, MemoryLog, MemoryPresence};
+use crate::memory::{
+    ControlBus, MemoryBroker, MemoryControl, MemoryLedger, MemoryLog, MemoryPresence, PresenceStore, ReplicaBus,
+};
 use crate::{
-    ConnectionClaims, Link, Log, NamespaceOptions, Node, Parts, Session, Settings, SubscribeOptions,
+    ConnectionClaims, Ledger, Link, Log, NamespaceOptions, Node, Parts, Session, Settings, Shared, SubscribeOptions,
     SubscriptionClaims, TokenError, Tokens, Work,
 };
 
@@ -57,7 +61,9 @@ impl Tokens for Spelled {
             .get("subs")
             .map(|names| names.split(',').map(|name| (name.to_owned(), SubscribeOptions::default())).collect())
             .unwrap_or_default();
-        Ok(ConnectionClaims { user, expire_at, subscriptions, ..ConnectionClaims::default() })
+        let token_id = fields.get("jti").copied().unwrap_or_default().to_owned();
+        let issued_at = fields.get("iat").and_then(|iat| iat.parse().ok()).unwrap_or(0);
+        Ok(ConnectionClaims { user, expire_at, subscriptions, token_id, issued_at, ..ConnectionClaims::default() })
     }
 
     async fn subscription(&self, token: &str) -> Result<SubscriptionClaims, TokenError> {
@@ -65,7 +71,13 @@ impl Tokens for Spelled {
         let field = |name| fields.get(name).map(|value| (*value).to_owned()).unwrap_or_default();
         let expire_at = field("exp").parse().unwrap_or(0);
         let options = SubscribeOptions { expire_at, info: field("info").into(), ..SubscribeOptions::default() };
-        Ok(SubscriptionClaims { user, channel: field("channel"), client: field("client"), options })
+        Ok(SubscriptionClaims {
+            user,
+            channel: field("channel"),
+            client: field("client"),
+            options,
+            ..SubscriptionClaims::default()
+        })
     }
 }
 
@@ -105,6 +117,52 @@ fn settings() -> Settings {
         NamespaceOptions { name: "closed".into(), ..NamespaceOptions::default() },
     ];
     settings
+}
+
+/// Replicas of one cluster in one process.
+struct Cluster {
+    ledger: Arc<dyn Ledger>,
+    replicas: Arc<ReplicaBus>,
+    broker: Arc<MemoryBroker>,
+    presence: Arc<PresenceStore>,
+    control: Arc<ControlBus>,
+    started: u32,
+}
+
+impl Cluster {
+    fn new() -> Self {
+        Self::on(MemoryLedger::new())
+    }
+
+    fn on(ledger: Arc<dyn Ledger>) -> Self {
+        Self {
+            ledger,
+            replicas: ReplicaBus::new(),
+            broker: MemoryBroker::new(crate::memory::MemoryConfig::default()),
+            presence: PresenceStore::new(),
+            control: ControlBus::new(),
+            started: 0,
+        }
+    }
+
+    fn replica(&mut self, settings: Settings) -> Arc<Node> {
+        self.started += 1;
+        let name = format!("replica {}", self.started);
+        let parts = Parts {
+            settings,
+            log: self.broker.replica(),
+            presence: self.presence.replica(&name),
+            control: self.control.side(),
+            tokens: Arc::new(Spelled),
+            metrics: Metrics::new().unwrap(),
+            name,
+            version: "0".into(),
+        };
+        let shared = Shared { ledger: self.ledger.clone(), replicas: self.replicas.side(), ..Shared::single() };
+        let node = Node::with_shared(parts, shared).unwrap();
+        node.start();
+        node
+    }
 }
 
 fn node_with(settings: Settings, log: Arc<dyn Log>) -> Arc<Node> {
@@ -155,6 +213,29 @@ impl Client {
             Ok(ReplyResult::Connect(result)) => (client, *result),
             other => panic!("not connected: {other:?}"),
         }
+    }
+
+    /// Connects with what an SDK carries in `data`; also the pass of the reply.
+    async fn connect_with(node: &Arc<Node>, token: &str, pass: &str) -> (Self, ConnectResult, String) {
+        let mut client = Client::attach(node, Encoding::Json);
+        let data = match pass {
+            "" => Bytes::new(),
+            pass => serde_json::json!({ "plenum": { "resume": pass } }).to_string().into(),
+        };
+        let request = ConnectRequest { token: token.into(), data, ..ConnectRequest::default() };
+        match client.call(Request::Connect(Box::new(request))).await {
+            Ok(ReplyResult::Connect(result)) => {
+                let data: serde_json::Value = serde_json::from_slice(&result.data).unwrap();
+                let pass = data["plenum"]["resume"].as_str().unwrap().to_owned();
+                (client, *result, pass)
+            }
+            other => panic!("not connected: {other:?}"),
+        }
+    }
+
+    /// Ends as a transport would have it.
+    fn end(self, reason: Disconnect) {
+        self.session.end(reason);
     }
 
     fn send(&mut self, request: Request) -> u32 {

@@ -1,0 +1,199 @@
+//! Resume: a connection comes back on any replica with its client id, identity and server-side subscriptions.
+//!
+//! The connect reply carries a sealed [`Pass`]; the client returns it in its next connect. A fence in the ledger, one
+//! register a client id, says which pass opens: a pass is taken by compare-and-set, and it stays good until a frame on the
+//! new connection shows that its successor has arrived.
+
+mod fence;
+mod grace;
+mod handover;
+mod pass;
+mod resumption;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use plenum_telemetry::Resume as Outcome;
+use serde::Deserialize;
+use uuid::Uuid;
+
+pub(crate) use self::fence::{Fence, Nonce};
+pub(crate) use self::grace::{Grace, Leave, NewLeave};
+pub(crate) use self::pass::{Pass, token_mark};
+pub(crate) use self::resumption::{Join, Resumption};
+
+use self::pass::Sealer;
+use crate::{Ledger, LedgerError, ResumeSettings};
+
+/// Key of the object in `data` of connect and its reply.
+const FIELD: &str = "plenum";
+/// A fence outlives the passes that it judges by this much, for clocks that differ.
+const FENCE_MARGIN: Duration = Duration::from_secs(600);
+/// Longest pass that is handed out, in characters; a connection with a larger state cannot be resumed.
+const MAX_PASS: usize = 16 * 1024;
+/// Register of the key that replicas share when none is configured.
+pub(crate) const KEY_REGISTER: &str = "resume/key";
+/// Registers of fences begin so.
+pub(crate) const FENCES: &str = "f/";
+
+/// What a client carries in `data` of its connect.
+#[derive(Deserialize)]
+struct Carried {
+    plenum: Option<CarriedPass>,
+}
+
+#[derive(Deserialize)]
+struct CarriedPass {
+    resume: Option<String>,
+}
+
+/// What a won fence gives.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Won {
+    pub(crate) fence: Fence,
+    revision: u64,
+}
+
+/// The replica's side of resuming.
+pub(crate) struct Resume {
+    ledger: Arc<dyn Ledger>,
+    sealer: ArcSwapOption<Sealer>,
+}
+
+impl Resume {
+    pub(crate) fn new(ledger: Arc<dyn Ledger>, settings: &ResumeSettings) -> Self {
+        let resume = Self { ledger, sealer: ArcSwapOption::empty() };
+        resume.configure(settings);
+        resume
+    }
+
+    /// Takes a configured secret over; without one the key comes from the ledger, see [`Resume::share_key`].
+    pub(crate) fn configure(&self, settings: &ResumeSettings) {
+        if !settings.secret.is_empty() {
+            self.sealer.store(Sealer::new(settings.secret.expose().as_bytes()).map(Arc::new));
+        }
+    }
+
+    /// Whether passes can be sealed and opened.
+    pub(crate) fn has_key(&self) -> bool {
+        self.sealer.load().is_some()
+    }
+
+    /// Finds the key that the replicas share, or makes it.
+    pub(crate) async fn share_key(&self) -> Result<(), LedgerError> {
+        let key = match self.ledger.get(KEY_REGISTER).await? {
+            Some(record) => record.value.unwrap_or_default(),
+            None => {
+                let made = Bytes::copy_from_slice(&rand::random::<[u8; 32]>());
+                match self.ledger.put(KEY_REGISTER, Some(made.clone()), Some(0), None).await {
+                    Ok(_) => made,
+                    Err(_) => self.ledger.get(KEY_REGISTER).await?.and_then(|it| it.value).unwrap_or_default(),
+                }
+            }
+        };
+        if key.len() != 32 {
+            return Err(LedgerError::Unavailable { reason: "the key of resume tokens is not there yet".into() });
+        }
+        self.sealer.store(Sealer::new(&key).map(Arc::new));
+        Ok(())
+    }
+
+    /// The pass that a client returned; `None` if it returned none.
+    pub(crate) fn open(&self, data: &Bytes, settings: &ResumeSettings, now: u64) -> Option<Result<Pass, Outcome>> {
+        if !settings.enabled || data.is_empty() {
+            return None;
+        }
+        let text = serde_json::from_slice::<Carried>(data).ok()?.plenum?.resume.filter(|text| !text.is_empty())?;
+        let Some(sealer) = self.sealer.load_full() else { return Some(Err(Outcome::Unavailable)) };
+        let Some(pass) = (text.len() <= MAX_PASS).then(|| sealer.open(&text)).flatten() else {
+            return Some(Err(Outcome::Altered));
+        };
+        if pass.sealed_at.saturating_add(settings.ttl.as_secs()) <= now {
+            return Some(Err(Outcome::Outdated));
+        }
+        if pass.claims.expire_at > 0 && pass.claims.expire_at <= now {
+            return Some(Err(Outcome::Expired));
+        }
+        Some(Ok(pass))
+    }
+
+    /// `data` of a connect reply with a pass in it, beside what the application put there; `None` if that is no JSON object,
+    /// or the pass would be too large.
+    pub(crate) fn enclose(&self, data: &Bytes, settings: &ResumeSettings, pass: &Pass) -> Option<Bytes> {
+        if !settings.enabled {
+            return None;
+        }
+        let text = self.sealer.load_full()?.seal(pass).filter(|text| text.len() <= MAX_PASS)?;
+        let own = serde_json::json!({ "resume": text });
+        if data.is_empty() {
+            return Some(serde_json::json!({ FIELD: own }).to_string().into());
+        }
+        let mut object: serde_json::Map<String, serde_json::Value> = serde_json::from_slice(data).ok()?;
+        object.insert(FIELD.to_owned(), own);
+        serde_json::to_vec(&object).ok().map(Bytes::from)
+    }
+
+    /// Takes the pass if its time is now: exactly one of those who try at the same time succeeds.
+    pub(crate) async fn take(&self, pass: &Pass, settings: &ResumeSettings) -> Result<Won, Outcome> {
+        let key = register(pass.client);
+        let unavailable = |error: LedgerError| {
+            tracing::warn!(%error, "a resume was not possible: the client connects anew");
+            Outcome::Unavailable
+        };
+        let mut seen: Option<Fence> = None;
+        for _ in 0..3 {
+            let record = self.ledger.get(&key).await.map_err(unavailable)?;
+            let (found, revision) = match record {
+                None => (None, 0),
+                Some(record) => (record.value.as_deref().and_then(Fence::decode), record.revision),
+            };
+            // A fence that somebody else has moved since the last look: they were faster.
+            if let Some(before) = seen
+                && found.is_none_or(|found| !found.is_same_step(&before))
+            {
+                return Err(Outcome::Outdated);
+            }
+            let next = Fence::accept(found.as_ref(), pass.generation, pass.nonce).ok_or(Outcome::Outdated)?;
+            match self.ledger.put(&key, Some(next.encode()), Some(revision), Some(settings.ttl + FENCE_MARGIN)).await {
+                Ok(revision) => return Ok(Won { fence: next, revision }),
+                Err(LedgerError::Conflict { .. }) if found.is_none() => return Err(Outcome::Outdated),
+                // A confirmation may have come between; anything else is found out by looking again.
+                Err(LedgerError::Conflict { .. }) => seen = found,
+                Err(LedgerError::Indeterminate) => return self.settle(&key, next).await.map_err(unavailable)?,
+                Err(error) => return Err(unavailable(error)),
+            }
+        }
+        Err(Outcome::Outdated)
+    }
+
+    /// Finds out whether a write without an answer took place.
+    async fn settle(&self, key: &str, written: Fence) -> Result<Result<Won, Outcome>, LedgerError> {
+        let record = self.ledger.get(key).await?;
+        let found = record.and_then(|record| Some((Fence::decode(record.value.as_deref()?)?, record.revision)));
+        Ok(match found {
+            Some((fence, revision)) if fence.successor == written.successor => Ok(Won { fence, revision }),
+            _ => Err(Outcome::Unavailable),
+        })
+    }
+
+    /// The successor has arrived: what was taken is good no more. Tried a few times; until it is written a cut of the
+    /// connection leaves both passes usable, of which only one can be taken.
+    pub(crate) async fn confirm(&self, client: Uuid, won: Won, ttl: Duration) {
+        let confirmed = Fence { confirmed: true, ..won.fence };
+        let key = register(client);
+        for _ in 0..3 {
+            let put = self.ledger.put(&key, Some(confirmed.encode()), Some(won.revision), Some(ttl + FENCE_MARGIN));
+            match put.await {
+                Ok(_) | Err(LedgerError::Conflict { .. } | LedgerError::TooLarge { .. }) => return,
+                Err(error) => tracing::debug!(%error, "a resume was not confirmed yet"),
+            }
+            tokio::time::sleep(Duration::from_secs(1)).await;
+        }
+    }
+}
+
+fn register(client: Uuid) -> String {
+    format!("{FENCES}{}", client.simple())
+}

@@ -1,0 +1,108 @@
+//! What a resumed connection takes over from the one before it: the others see it neither leave nor join.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use hashbrown::HashSet;
+use parking_lot::Mutex;
+use tokio::sync::watch;
+use tokio::time::Instant;
+use uuid::Uuid;
+
+use crate::{Answer, Node, Question};
+
+/// While it is unknown whether a replica that did not answer has announced a leave, no join is announced for so long.
+const DOUBT: Duration = Duration::from_secs(6);
+
+/// The hand-over of one client id to a new connection.
+#[derive(Debug)]
+pub(crate) struct Resumption {
+    began: Instant,
+    done: watch::Receiver<bool>,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Channels that the new connection has entered.
+    entered: HashSet<Arc<str>>,
+    /// Channels in which others still take the client for present.
+    inherited: HashSet<Arc<str>>,
+    /// Every replica has answered.
+    complete: bool,
+}
+
+/// Whether others are to be told that the client is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Join {
+    /// They do not know it.
+    Announce,
+    /// They never saw it leave.
+    Keep,
+    /// It is known once [`Resumption::settled`] resolves.
+    Later,
+}
+
+impl Resumption {
+    /// Has every replica close what it holds of the client id and hand over what others see of it.
+    pub(crate) fn begin(node: &Arc<Node>, client: Uuid, step: u32) -> Arc<Self> {
+        let (sender, done) = watch::channel(false);
+        let resumption = Arc::new(Self { began: Instant::now(), done, state: Mutex::default() });
+        let (node, shared) = (node.clone(), resumption.clone());
+        tokio::spawn(async move {
+            shared.collect(&node, client, step).await;
+            sender.send_replace(true);
+        });
+        resumption
+    }
+
+    async fn collect(&self, node: &Arc<Node>, client: Uuid, step: u32) {
+        let question = Question::Release { client: client.to_string(), step };
+        let answers = match node.control.survey(question).await {
+            Ok(answers) => answers,
+            Err(error) => {
+                tracing::debug!(%error, "older connections of a client are closed by its fence alone");
+                return;
+            }
+        };
+        let mut state = self.state.lock();
+        let mut complete = answers.len() >= node.replicas.census().alive.len();
+        for answer in answers {
+            let Answer::Released(released) = answer else { continue };
+            complete &= !released.pending;
+            for seat in released.seats {
+                let channel: Arc<str> = seat.channel.into();
+                if !state.entered.contains(&channel)
+                    && let Some(identity) = node.registry.identity_of(client, step)
+                {
+                    node.grace.inherit(&identity, channel.clone(), seat.info.into(), node.presence_grace());
+                }
+                state.inherited.insert(channel);
+            }
+        }
+        state.complete = complete;
+    }
+
+    /// The connection enters a channel; `held` says that this replica had kept its leave back.
+    pub(crate) fn enter(&self, channel: &Arc<str>, held: bool) -> Join {
+        let mut state = self.state.lock();
+        if !state.entered.insert(channel.clone()) {
+            return Join::Announce;
+        }
+        if held {
+            return Join::Keep;
+        }
+        if !*self.done.borrow() {
+            return Join::Later;
+        }
+        if !state.complete && self.began.elapsed() < DOUBT { Join::Keep } else { Join::Announce }
+    }
+
+    /// For [`Join::Later`]: whether the join is to be announced.
+    pub(crate) async fn settled(&self, channel: &Arc<str>) -> bool {
+        let mut done = self.done.clone();
+        let _ = done.wait_for(|done| *done).await;
+        let state = self.state.lock();
+        state.complete && !state.inherited.contains(channel)
+    }
+}

@@ -1,0 +1,428 @@
+//! Connections that come back: their passes, the fence, and what others see of it.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use plenum_protocol::{Disconnect, PushEvent, Request};
+use plenum_telemetry::Resume;
+
+use super::{Client, Cluster, api_publish, settings, text};
+use crate::memory::MemoryLedger;
+use crate::node::unix_now;
+use crate::{CLOSED_BY_CLIENT, Ledger, LedgerError, Node, Record, SUPERSEDED, Settings, SubscribeOptions};
+
+const LOST: Disconnect = Disconnect::CONNECTION_CLOSED;
+
+fn outcomes(node: &Node, outcome: Resume) -> u64 {
+    node.metrics.resumes(outcome).get()
+}
+
+fn channels(result: &plenum_protocol::ConnectResult) -> Vec<&str> {
+    result.subs.keys().map(String::as_str).collect()
+}
+
+/// Sends something, so that the server knows that the client has got the reply.
+async fn confirm(client: &mut Client) {
+    client.call(Request::Ping).await.unwrap();
+    client.idle(1).await;
+}
+
+/// The next event in `room:a` that is not about the observer itself; `None` when nothing comes for 12 s.
+async fn seen(observer: &mut Client) -> Option<(&'static str, String)> {
+    observer.call(Request::Ping).await.unwrap();
+    let push = tokio::time::timeout(Duration::from_secs(12), observer.push()).await.ok()?;
+    match push.event {
+        PushEvent::Join(info) => Some(("join", info.client)),
+        PushEvent::Leave(info) => Some(("leave", info.client)),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_connection_comes_back_on_another_replica_as_it_was() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (client, first, pass) = Client::connect_with(&one, "anna;subs=log:a,room:a;jti=x;iat=7", "").await;
+    client.end(LOST);
+    // No token at all, and one that the application's keys would refuse: neither is asked for.
+    let (mut client, second, pass) = Client::connect_with(&other, "", &pass).await;
+    assert_eq!(second.client, first.client);
+    assert_eq!(channels(&second), ["log:a", "room:a"]);
+    api_publish(&one, "log:a", 1).await;
+    assert_eq!(text(&client.publication().await), "1");
+    let connections = one.connections("anna").await.unwrap();
+    let token = connections[&first.client].token.clone().unwrap();
+    assert_eq!((token.uid.as_str(), token.issued_at, connections.len()), ("x", 7, 1));
+    confirm(&mut client).await;
+    client.end(LOST);
+    let (_client, third, _) = Client::connect_with(&one, "", &pass).await;
+    assert_eq!(third.client, first.client);
+    assert_eq!((outcomes(&one, Resume::Accepted), outcomes(&other, Resume::Accepted)), (1, 1));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reply_that_was_lost_locks_nobody_out() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (_, first, pass) = Client::connect_with(&one, "anna", "").await;
+    let (mut unheard, _, lost) = Client::connect_with(&other, "anna", &pass).await;
+    let (mut client, again, next) = Client::connect_with(&one, "anna", &pass).await;
+    assert_eq!(again.client, first.client);
+    assert_eq!(unheard.close().await, SUPERSEDED, "the connection that nobody heard of is closed");
+    confirm(&mut client).await;
+    let (_stray, stranger, _) = Client::connect_with(&other, "anna", &lost).await;
+    assert_ne!(stranger.client, first.client, "the pass of the lost reply is void");
+    let (_client, last, _) = Client::connect_with(&other, "anna", &next).await;
+    assert_eq!(last.client, first.client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pass_that_was_copied_serves_once() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (_, first, pass) = Client::connect_with(&one, "anna", "").await;
+    let (mut client, ..) = Client::connect_with(&one, "anna", &pass).await;
+    confirm(&mut client).await;
+    let (mut thief, copied, _) = Client::connect_with(&other, "anna", &pass).await;
+    assert_ne!(copied.client, first.client);
+    assert_eq!(outcomes(&other, Resume::Outdated), 1);
+    thief.call(Request::Ping).await.unwrap();
+    client.call(Request::Ping).await.expect("the owner keeps its connection");
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_was_altered_or_is_foreign_counts_as_none() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
+    let altered = pass.replacen(pass.chars().nth(40).unwrap(), "_-", 1);
+    for (pass, token, outcome) in [
+        (altered.as_str(), "anna", Resume::Altered),
+        ("nonsense", "anna", Resume::Altered),
+        (pass.as_str(), "bert", Resume::Foreign),
+    ] {
+        let (_client, result, _) = Client::connect_with(&node, token, pass).await;
+        assert_ne!(result.client, first.client, "{pass}");
+        assert!(outcomes(&node, outcome) > 0, "{outcome:?}");
+    }
+    let (_client, result, _) = Client::connect_with(&node, "anna;iat=9", &pass).await;
+    assert_eq!(result.client, first.client, "a newer token of the same user resumes");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nobody_resumes_past_the_expiry() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let token = format!("anna;exp={}", unix_now() + 1);
+    let (_, first, pass) = Client::connect_with(&node, &token, "").await;
+    let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    loop {
+        let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
+        if outcomes(&node, Resume::Expired) > 0 {
+            return assert_ne!(result.client, first.client);
+        }
+        // The expiry is a time of day, which does not follow the test's clock.
+        std::thread::sleep(Duration::from_millis(200));
+        assert!(std::time::Instant::now() < deadline);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn two_tabs_are_two_sessions() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let (_, one, first) = Client::connect_with(&node, "anna", "").await;
+    let (_, two, second) = Client::connect_with(&node, "anna", "").await;
+    let (_a, again_two, _) = Client::connect_with(&node, "anna", &second).await;
+    let (_b, again_one, _) = Client::connect_with(&node, "anna", &first).await;
+    assert_eq!((again_one.client, again_two.client), (one.client, two.client));
+}
+
+#[tokio::test(start_paused = true)]
+async fn of_two_at_the_same_time_one_wins() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    for round in 0..20 {
+        let (_, first, pass) = Client::connect_with(&one, "anna", "").await;
+        let ((mut a, at_one, _), (mut b, at_other, _)) =
+            tokio::join!(Client::connect_with(&one, "anna", &pass), Client::connect_with(&other, "anna", &pass));
+        a.idle(2).await;
+        b.idle(2).await;
+        let alive = |client: &Client, id: &str| client.closed.is_none() && id == first.client;
+        let holders = [alive(&a, &at_one.client), alive(&b, &at_other.client)];
+        assert_eq!(holders.iter().filter(|holds| **holds).count(), 1, "round {round}: {holders:?}");
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_old_socket_is_closed_and_writes_nothing_more() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (mut old, _, pass) = Client::connect_with(&one, "anna", "").await;
+    let (_new, ..) = Client::connect_with(&other, "anna", &pass).await;
+    assert_eq!(old.close().await, SUPERSEDED);
+    assert!(!SUPERSEDED.reconnects());
+    old.send(Request::Publish(plenum_protocol::PublishRequest {
+        channel: "log:a".into(),
+        data: "1".into(),
+        ..Default::default()
+    }));
+    old.idle(1).await;
+    let history = other.history("log:a", crate::HistoryQuery { limit: -1, ..Default::default() }).await.unwrap();
+    assert!(history.publications.is_empty());
+}
+
+/// A ledger that can be away.
+struct Failing(Arc<MemoryLedger>, AtomicBool);
+
+impl Failing {
+    fn answer(&self) -> Result<(), LedgerError> {
+        if self.1.load(Ordering::SeqCst) { Err(LedgerError::Unavailable { reason: "away".into() }) } else { Ok(()) }
+    }
+}
+
+#[async_trait]
+impl Ledger for Failing {
+    async fn get(&self, key: &str) -> Result<Option<Record>, LedgerError> {
+        self.answer()?;
+        self.0.get(key).await
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        value: Option<Bytes>,
+        expected: Option<u64>,
+        ttl: Option<Duration>,
+    ) -> Result<u64, LedgerError> {
+        self.answer()?;
+        self.0.put(key, value, expected, ttl).await
+    }
+
+    async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError> {
+        self.answer()?;
+        self.0.changes(revision, limit).await
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_ledger_a_client_connects_as_if_it_had_no_pass() {
+    let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false)));
+    let mut cluster = Cluster::on(ledger.clone());
+    let node = cluster.replica(settings());
+    let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
+    ledger.1.store(true, Ordering::SeqCst);
+    let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
+    assert_ne!(result.client, first.client);
+    assert_eq!(outcomes(&node, Resume::Unavailable), 1);
+    ledger.1.store(false, Ordering::SeqCst);
+    let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
+    assert_eq!(result.client, first.client, "the pass was not used up");
+}
+
+#[tokio::test(start_paused = true)]
+async fn nothing_is_added_where_resuming_is_off() {
+    let mut off = settings();
+    off.client.resume.enabled = false;
+    let mut cluster = Cluster::new();
+    let (_, result) = Client::connect_as(&cluster.replica(off), "anna").await;
+    assert!(result.data.is_empty());
+}
+
+#[tokio::test(start_paused = true)]
+async fn replicas_with_one_secret_need_no_shared_key() {
+    let with = |secret: &str| {
+        let mut settings = settings();
+        settings.client.resume.secret = secret.into();
+        settings
+    };
+    let mut cluster = Cluster::new();
+    let one = cluster.replica(with("a secret of more than thirty-two characters"));
+    let other = cluster.replica(with("another secret of more than thirty-two"));
+    let (_, first, pass) = Client::connect_with(&one, "anna", "").await;
+    let (_client, result, _) = Client::connect_with(&other, "anna", &pass).await;
+    assert_ne!(result.client, first.client);
+    assert!(Settings::default().compile().is_ok() && with("short").compile().is_err());
+}
+
+/// An observer of `room:a` on one replica, and a member there that has just joined on `at`.
+async fn room(observing: &Arc<Node>, at: &Arc<Node>) -> (Client, Client, String, String) {
+    let mut observer = Client::connect(observing).await;
+    observer.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await.unwrap().0, "join", "its own");
+    let (mut client, result, pass) = Client::connect_with(at, "anna", "").await;
+    client.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("join", result.client.clone())));
+    (observer, client, result.client, pass)
+}
+
+async fn present(node: &Node, client: &str) -> bool {
+    node.presence("room:a").await.unwrap().iter().any(|member| member.client == client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_resumes_neither_leaves_nor_joins() {
+    for elsewhere in [false, true] {
+        let mut cluster = Cluster::new();
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut observer, client, id, pass) = room(&one, &one).await;
+        client.end(LOST);
+        tokio::time::sleep(Duration::from_millis(1500)).await;
+        assert!(present(&other, &id).await);
+        let node = if elsewhere { &other } else { &one };
+        let (mut client, ..) = Client::connect_with(node, "anna", &pass).await;
+        client.subscribe("room:a", None).await.unwrap();
+        assert_eq!(seen(&mut observer).await, None, "elsewhere: {elsewhere}");
+        assert!(present(&one, &id).await && present(&other, &id).await);
+        client.end(CLOSED_BY_CLIENT);
+        assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())));
+        assert!(!present(&one, &id).await);
+    }
+}
+
+/// The old socket is not known to be dead when the client is back.
+#[tokio::test(start_paused = true)]
+async fn who_resumes_before_the_old_socket_has_ended_neither_leaves_nor_joins() {
+    for elsewhere in [false, true] {
+        let mut cluster = Cluster::new();
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut observer, mut old, id, pass) = room(&one, &one).await;
+        let ending = tokio::spawn(async move {
+            let reason = old.close().await;
+            old.end(reason);
+        });
+        let node = if elsewhere { &other } else { &one };
+        let (mut client, ..) = Client::connect_with(node, "anna", &pass).await;
+        client.subscribe("room:a", None).await.unwrap();
+        ending.await.unwrap();
+        assert_eq!(seen(&mut observer).await, None, "elsewhere: {elsewhere}");
+        assert!(present(&one, &id).await && present(&other, &id).await);
+        drop(client);
+        assert_eq!(seen(&mut observer).await, Some(("leave", id)));
+    }
+}
+
+/// It resumes and does not enter the channel again: others see it leave, once.
+#[tokio::test(start_paused = true)]
+async fn a_channel_that_is_not_entered_again_is_left() {
+    for elsewhere in [false, true] {
+        let mut cluster = Cluster::new();
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut observer, client, id, pass) = room(&one, &one).await;
+        client.end(LOST);
+        let (_client, ..) = Client::connect_with(if elsewhere { &other } else { &one }, "anna", &pass).await;
+        assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())), "elsewhere: {elsewhere}");
+        assert_eq!(seen(&mut observer).await, None);
+        assert!(!present(&other, &id).await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_back_after_the_grace_has_left_and_joins() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (mut observer, client, id, pass) = room(&one, &one).await;
+    let began = tokio::time::Instant::now();
+    client.end(Disconnect::SHUTDOWN);
+    assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())));
+    let after = began.elapsed();
+    assert!((2900..3300).contains(&after.as_millis()), "{after:?}");
+    let (mut client, ..) = Client::connect_with(&other, "anna", &pass).await;
+    client.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("join", id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn another_connection_of_the_user_joins_before_the_old_one_leaves() {
+    let mut cluster = Cluster::new();
+    let one = cluster.replica(settings());
+    let (mut observer, client, id, _) = room(&one, &one).await;
+    client.end(LOST);
+    let (mut other, result, _) = Client::connect_with(&one, "anna", "").await;
+    other.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("join", result.client)));
+    assert_eq!(seen(&mut observer).await, Some(("leave", id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_means_to_go_leaves_at_once() {
+    for reason in [CLOSED_BY_CLIENT, Disconnect::FORCE_NO_RECONNECT] {
+        let mut cluster = Cluster::new();
+        let one = cluster.replica(settings());
+        let (mut observer, client, id, _) = room(&one, &one).await;
+        let began = tokio::time::Instant::now();
+        client.end(reason);
+        assert_eq!(seen(&mut observer).await, Some(("leave", id)));
+        assert!(began.elapsed() < Duration::from_millis(200), "{:?}", began.elapsed());
+    }
+}
+
+/// Unsubscribing and subscribing again on a resumed connection is seen as on any other.
+#[tokio::test(start_paused = true)]
+async fn a_resumed_connection_leaves_and_joins_by_itself() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (mut observer, client, id, pass) = room(&one, &one).await;
+    client.end(LOST);
+    let (mut client, ..) = Client::connect_with(&other, "anna", &pass).await;
+    client.subscribe("room:a", None).await.unwrap();
+    client.idle(5).await;
+    let leave = plenum_protocol::UnsubscribeRequest { channel: "room:a".into() };
+    client.call(Request::Unsubscribe(leave)).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())));
+    client.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("join", id)));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_stops_tells_the_leaves_of_those_who_did_not_come_back() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (mut observer, mut gone, id, _) = room(&other, &one).await;
+    let (mut back, result, pass) = Client::connect_with(&one, "bert", "").await;
+    back.subscribe("room:a", None).await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("join", result.client.clone())));
+    let stopping = {
+        let one = one.clone();
+        tokio::spawn(async move { one.shutdown(Duration::from_secs(30)).await })
+    };
+    let (left, moved) = (gone.close().await, back.close().await);
+    assert_eq!((&left, &moved), (&Disconnect::SHUTDOWN, &Disconnect::SHUTDOWN));
+    gone.end(left);
+    back.end(moved);
+    let (mut back, again, _) = Client::connect_with(&other, "bert", &pass).await;
+    back.subscribe("room:a", None).await.unwrap();
+    assert_eq!(again.client, result.client);
+    stopping.await.unwrap();
+    assert_eq!(seen(&mut observer).await, Some(("leave", id)));
+    assert_eq!(seen(&mut observer).await, None);
+    assert!(present(&other, &result.client).await);
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_limit_of_connections_does_not_count_the_one_that_is_replaced() {
+    let mut limited = settings();
+    limited.client.user_connection_limit = 1;
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(limited);
+    let (_old, first, pass) = Client::connect_with(&node, "anna", "").await;
+    let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
+    assert_eq!(result.client, first.client);
+}
+
+#[tokio::test(start_paused = true)]
+async fn orders_find_a_resumed_connection_by_its_client_id() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let (client, first, pass) = Client::connect_with(&one, "anna", "").await;
+    client.end(LOST);
+    let (mut client, ..) = Client::connect_with(&other, "anna", &pass).await;
+    let target = crate::Target { client: first.client.clone(), ..crate::Target::default() };
+    one.subscribe(target.clone(), "log:a", SubscribeOptions::default()).await.unwrap();
+    assert_eq!(client.push().await.channel, "log:a");
+    one.disconnect(target, Disconnect::FORCE_NO_RECONNECT, Vec::new()).await.unwrap();
+    assert_eq!(client.close().await.code, 3503);
+}
