@@ -151,6 +151,22 @@ const CLIENT: &[Entry] = &[
         "New connections per second of this process; beyond it handshakes get 503. 0: no bound.",
     ),
     ("client.user_connection_limit", Number, "Connections of one user to this process; beyond it 3504. 0: no bound."),
+    (
+        "client.presence_grace",
+        Duration,
+        "! How long presence and leave of a lost connection are held back, so that one that resumes neither leaves nor joins; at most 60s. 0s: not at all.",
+    ),
+    (
+        "client.resume.enabled",
+        Switch,
+        "! Connect replies carry a token in data.plenum.resume that the client may return in data of its next connect, to come back as what it was.",
+    ),
+    (
+        "client.resume.secret",
+        Secret,
+        "! Secret of these tokens, at least 32 characters, the same on all replicas. Empty: the replicas share a random one.",
+    ),
+    ("client.resume.ttl", Duration, "! How long after the connect that gave it such a token can be used, 1m to 720h."),
     ("client.connect_include_server_time", Switch, "Puts the server's time into connect replies."),
     ("client.history_max_publication_limit", Number, "Publications in one history reply, 1 to 1000000."),
     (
