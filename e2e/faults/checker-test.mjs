@@ -27,3 +27,17 @@ assert.deepEqual(counts([1, 3, 4], [2]), [1, 0, 0, 0], 'told later of something 
 assert.deepEqual(counts([2, 3, 4], [1]), [1, 0, 0, 0], 'lost before it was told');
 assert.deepEqual(counts([1, 2, 3, 4], [], [10, 20, 31, 40]), [0, 0, 0, 0], 'another offset than acknowledged holds no other');
 assert.deepEqual(counts([1, 2, 3, 4], [], [10, 20, 25, 30]), [0, 0, 0, 1], 'the place of another');
+
+/** Counts where the second half of the publications came in another epoch, told of or not. */
+function afterRollback(told) {
+  const witness = new Witness('w', 'c');
+  const take = (epoch, list) => list.forEach(([n, offset]) => Object.assign(witness, { epoch }).take({ p: 0, n }, offset, n));
+  take('e', [[1, 10], [2, 20], [3, 30]]);
+  if (told) witness.tell();
+  take('f', [[3, 100], [4, 110]]);
+  const { lost, doubled, reordered, misplaced } = check([witness], acknowledged());
+  return [lost, doubled, reordered, misplaced];
+}
+
+assert.deepEqual(afterRollback(true), [0, 0, 0, 0], 'published again in another epoch, and told so');
+assert.deepEqual(afterRollback(false), [0, 1, 0, 0], 'published again in another epoch, and told nothing');

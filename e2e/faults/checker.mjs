@@ -26,7 +26,7 @@ export class Witness {
 }
 
 /** For one publisher's numbers as a witness got them: those which it was told that it may have missed. */
-function excused(witness, p, highest) {
+export function excused(witness, p, highest) {
   const numbers = new Set();
   for (const at of witness.told) {
     const before = witness.publications.slice(0, at).filter((got) => got.p === p);
@@ -65,20 +65,24 @@ export function check(witnesses, acknowledged) {
     const seen = new Map();
     const last = new Map();
     let position = { epoch: '', offset: 0 };
-    for (const got of witness.publications) {
-      const numbers = seen.get(got.p) ?? seen.set(got.p, new Set()).get(got.p);
-      if (numbers.has(got.n)) fault('doubled', `${name}: ${got.p}:${got.n} at ${got.offset}`);
+    for (const [index, got] of witness.publications.entries()) {
+      const numbers = seen.get(got.p) ?? seen.set(got.p, new Map()).get(got.p);
+      const before = numbers.get(got.n);
+      // What was delivered and then lost with its stream is published again; subscribers were told that it is another one.
+      const again = before && before.epoch !== got.epoch && witness.told.some((at) => at > before.index && at <= index);
+      if (before && !again) fault('doubled', `${name}: ${got.p}:${got.n} at ${got.offset}`);
+      else if (again) last.set(got.p, got.n);
       else if (got.n < (last.get(got.p) ?? 0)) fault('reordered', `${name}: ${got.p}:${got.n} after ${last.get(got.p)}`);
       else if (got.epoch === position.epoch && got.offset <= position.offset)
         fault('reordered', `${name}: offset ${got.offset} after ${position.offset}`);
-      numbers.add(got.n);
+      numbers.set(got.n, { index, epoch: got.epoch });
       last.set(got.p, Math.max(got.n, last.get(got.p) ?? 0));
       position = got;
       place(channel, got, name);
     }
     acknowledged.forEach((publisher, p) => {
       if (publisher.channel !== channel) return;
-      const numbers = seen.get(p) ?? new Set();
+      const numbers = seen.get(p) ?? new Map();
       const missing = [...publisher.done.keys()].filter((n) => !numbers.has(n));
       if (!missing.length) return;
       const known = excused(witness, p, Math.max(...publisher.done.keys()));

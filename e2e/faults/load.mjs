@@ -9,7 +9,7 @@ import { createHmac } from 'node:crypto';
 import http from 'node:http';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
-import { Witness, check } from './checker.mjs';
+import { Witness, check, excused } from './checker.mjs';
 
 const settings = JSON.parse(process.argv[2]);
 const requireTool = createRequire(`${process.env.PLENUM_TOOLS}/node/`);
@@ -166,13 +166,14 @@ const sum = (values) => values.reduce((a, b) => a + b, 0);
 const acknowledged = () => sum(publishers.map(({ done }) => done.size));
 const last = ({ done, sent }) => [...Array(sent + 1).keys()].reverse().find((n) => done.has(n)) ?? 0;
 
-/** Subscribers that have not got the newest acknowledged publication of each publisher of their channel. */
+/** Subscribers that have neither got the newest acknowledged publication of each publisher of their channel, nor been told. */
 function behind() {
   return clients.filter(({ witness }) =>
     publishers.some((publisher, p) => {
       if (publisher.channel !== witness.channel || !publisher.done.size) return false;
       const newest = last(publisher);
-      return !witness.publications.slice(-2000).some((got) => got.p === p && got.n >= newest);
+      const there = witness.publications.slice(-2000).some((got) => got.p === p && got.n >= newest);
+      return !there && !excused(witness, p, newest).has(newest);
     }),
   );
 }
