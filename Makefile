@@ -41,7 +41,7 @@ test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Pyth
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
 
-test-faults: ## Kill, freeze and cut off NATS servers and replicas under load, 10 minutes (e2e/faults/run NAME for one)
+test-faults: ## Kill, freeze and cut off NATS servers and replicas under load, 15 minutes (e2e/faults/run NAME for one)
 	@e2e/run faults
 
 lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
