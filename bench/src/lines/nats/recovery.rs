@@ -226,7 +226,8 @@ struct Times {
     count: u64,
 }
 
-/// Subscribers of live channels, and one connection that publishes to them.
+/// Subscribers of live channels, and as many connections that publish to them: one alone would send commands faster than
+/// the server takes them from a client.
 struct Live {
     swarm: Swarm,
     times: Clocked,
@@ -252,7 +253,7 @@ impl Clocked {
 
 impl Listener for Clocked {
     fn line(&mut self, connection: usize, line: &[u8]) -> Result<()> {
-        if connection == LIVE {
+        if connection >= LIVE {
             ensure!(!line.windows(8).any(|part| part == b"\"error\":"), "{}", String::from_utf8_lossy(line));
             return Ok(());
         }
@@ -276,7 +277,7 @@ impl Live {
         let time = Duration::from_secs(20);
         swarm.open(LIVE, 16, time, |index| subscribing[index].clone(), &mut times)?;
         let publishing = Greeting::new("", None)?;
-        swarm.open(1, 1, time, |_| publishing.clone(), &mut times)?;
+        swarm.open(LIVE, 16, time, |_| publishing.clone(), &mut times)?;
         Ok(Self { swarm, times, rate, sent: 0 })
     }
 
@@ -306,7 +307,7 @@ impl Live {
         let request = PublishRequest { channel: channel(index), data: data.into(), ..PublishRequest::default() };
         self.sent += 1;
         let id = u32::try_from(self.sent + 1)?;
-        self.swarm.send(LIVE, &text_frame(&commands(id, &[Request::Publish(request)])?))
+        self.swarm.send(LIVE + index, &text_frame(&commands(id, &[Request::Publish(request)])?))
     }
 
     fn take(&mut self) -> Times {
