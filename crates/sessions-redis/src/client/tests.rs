@@ -7,6 +7,8 @@ use crate::keys::Key;
 use crate::script::Script;
 use crate::testing::{ClusterOptions, RedisCluster, RedisServer, ServerOptions};
 
+mod stalls;
+
 static ADD: Script = Script::new(
     "test_add/1",
     "local n = redis.call('INCRBY', KEYS[1], ARGV[1]) redis.call('PEXPIRE', KEYS[1], 600000) return n",

@@ -220,3 +220,37 @@ async fn a_list_is_cleaned_when_it_is_read() {
     assert_eq!(length().await, 1000);
     assert_eq!(server.ask(&["ZSCORE", list.as_str(), "b"]).await.unwrap(), crate::testing::Reply::Nil);
 }
+
+/// What `docs/redis.md` says of memory: 200 bytes of state and a user of 10 bytes.
+#[tokio::test]
+async fn a_session_takes_less_than_the_manual_says() {
+    const COUNT: usize = 5_000;
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let sessions = RedisSessions::new(&redis);
+    let _ = patiently(async || sessions.get("warm").await).await;
+    let used = async || {
+        let info = server.ask(&["INFO", "memory"]).await.unwrap();
+        let line = info.text().lines().find_map(|line| line.strip_prefix("used_memory:").map(str::to_owned));
+        line.unwrap().parse::<usize>().unwrap()
+    };
+    let before = used().await;
+    let create = |n: usize| {
+        let sessions = sessions.clone();
+        let (id, user, content) = (format!("session-{n:08}"), format!("user{n:06}"), Bytes::from(vec![b'x'; 200]));
+        async move { patiently(async || sessions.create(&id, &user, content.clone(), TTL).await).await }
+    };
+    for first in (0..COUNT).step_by(500) {
+        for outcome in join_all((first..first + 500).map(create)).await {
+            outcome.unwrap();
+        }
+    }
+    let each = (used().await - before) / COUNT;
+    let (_, key) = sessions.session("session-00000000").unwrap();
+    let own = server.ask(&["MEMORY", "USAGE", key.as_str()]).await.unwrap().number();
+    let list = server.ask(&["MEMORY", "USAGE", sessions.list_of("user000000").as_str()]).await.unwrap().number();
+    eprintln!(
+        "memory of a session with 200 bytes of state: {each} bytes in all; its key {own}, its user's list {list}"
+    );
+    assert!((400..800).contains(&each) && own < 450 && list < 200, "{each} {own} {list}");
+}
