@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use fred::prelude::*;
-use fred::types::ClusterHash;
+use fred::types::{ClusterHash, CustomCommand};
 use futures_util::future::BoxFuture;
 use plenum_sessions_redis::client::{Call, Purpose, Redis, RedisMetrics};
 use plenum_sessions_redis::keys::Key;
