@@ -61,17 +61,28 @@ impl MemoryQuotas {
     }
 }
 
+impl Drop for MemoryQuotas {
+    fn drop(&mut self) {
+        let own = self.replicas.census().own.replica;
+        self.store.members.lock().retain(|_, members| {
+            members.retain(|(replica, _)| *replica != own);
+            !members.is_empty()
+        });
+    }
+}
+
 #[async_trait]
 impl Quotas for MemoryQuotas {
     async fn enter(&self, quota: Quota, key: &str, member: &str, max: u64) -> Result<(), QuotaError> {
         let census = self.replicas.census();
         let mut counts = self.store.members.lock();
         let members = counts.entry((quota, key.into())).or_default();
-        members.retain(|(replica, _)| *replica == census.own.replica || census.alive.contains_key(replica));
         if members.contains(&(census.own.replica, member.into())) {
             return Ok(());
         }
-        let others = members.iter().map(|(_, other)| other).filter(|other| ***other != *member);
+        let counts_now = |replica: &u64| *replica == census.own.replica || census.alive.contains_key(replica);
+        let others = members.iter().filter(|(replica, other)| counts_now(replica) && **other != *member);
+        let others = others.map(|(_, other)| other);
         let found = others.collect::<HashSet<_>>().len() as u64;
         if found >= max {
             if members.is_empty() {

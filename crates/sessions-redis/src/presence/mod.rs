@@ -27,25 +27,28 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+use self::calls::fence;
+use self::entry::parse_incarnation;
 use self::roster::Roster;
 use self::sweep::Sweeps;
 use self::upkeep::Doubts;
 use crate::client::{Call, CallError, Client, Purpose, Redis, Value};
-use crate::keys::Key;
+use crate::keys::{Key, SLOTS};
 
-use self::calls::fence;
 pub(crate) use self::canary::Canaries;
-use self::entry::parse_incarnation;
-
 pub(crate) use self::entry::incarnation;
 
-/// Joins and leaves under way; more wait, so that everybody can be announced again at once.
-const UNDER_WAY: usize = 512;
+/// Joins and leaves under way for one part of the slots; more wait, so that everybody can be announced again at once.
+const UNDER_WAY: usize = 64;
+
+/// Parts of the slots: a primary that does not answer holds up those that it serves.
+const PARTS: u16 = 16;
 
 /// Longest wait for a place among them.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
-/// A channel's counts that had to be corrected by what a lost replica left are good for so long.
+/// A channel's counts that had to be corrected by more lost users than this are good for half a second.
+const MANY_LOST: u32 = 200;
 const CORRECTED_FOR: Duration = Duration::from_millis(500);
 
 /// Channels with corrected counts that are remembered.
@@ -97,7 +100,7 @@ struct Inner {
     doubts: Mutex<Doubts>,
     sweeps: Mutex<Sweeps>,
     corrected: Mutex<HashMap<Box<str>, (Instant, PresenceStats)>>,
-    under_way: Semaphore,
+    under_way: Vec<Semaphore>,
 }
 
 impl RedisPresence {
@@ -114,7 +117,7 @@ impl RedisPresence {
             doubts: Mutex::default(),
             sweeps: Mutex::new(Sweeps::new(config.sweep_after)),
             corrected: Mutex::default(),
-            under_way: Semaphore::new(UNDER_WAY),
+            under_way: (0..PARTS).map(|_| Semaphore::new(UNDER_WAY)).collect(),
         });
         let task = tokio::spawn(upkeep::run(Arc::downgrade(&inner)));
         Arc::new(Self { inner, task })
@@ -165,8 +168,9 @@ impl Inner {
     }
 
     /// Writes an entry of the roster or removes one; whatever fails is in doubt.
-    async fn write(&self, channel: &str, client: &str, call: Call) -> Result<(), PresenceError> {
-        let result = match timeout(LONGEST_WAIT, self.under_way.acquire()).await {
+    async fn write(&self, channel: &str, client: &str, slot: u16, call: Call) -> Result<(), PresenceError> {
+        let places = &self.under_way[usize::from(slot / (SLOTS / PARTS)) % self.under_way.len()];
+        let result = match timeout(LONGEST_WAIT, places.acquire()).await {
             Ok(_place) => self.client.call(call).await.map(drop).map_err(failed),
             Err(_) => Err(unavailable("too many joins and leaves are under way")),
         };
@@ -196,14 +200,14 @@ impl Inner {
         let census = self.replicas.census();
         let answer = self.client.call(calls::stats(&self.base(channel), &census)).await.map_err(failed)?;
         let answer = answer.into_array();
-        let [clients, users, Value::Array(found)] = &answer[..] else {
+        let [clients, users, Value::Array(found), looked_at] = &answer[..] else {
             return Err(unavailable("an answer that no script of ours gives"));
         };
         let count = |value: &Value| value.as_i64().and_then(|count| count.try_into().ok()).unwrap_or_default();
         let stats = PresenceStats { clients: count(clients), users: count(users) };
-        let counting = self.counting(channel, &census, found);
+        self.counting(channel, &census, found);
         let mut corrected = self.corrected.lock();
-        if counting.len() < found.len() {
+        if count(looked_at) > MANY_LOST {
             if corrected.len() >= MAX_CORRECTED {
                 corrected.clear();
             }
@@ -263,7 +267,7 @@ impl Presence for RedisPresence {
             let base = inner.base(channel);
             let stamp = inner.roster.lock().join(channel, || base.slot(), member.clone());
             let call = calls::join(&base, own, stamp, &member, inner.config.life);
-            inner.write(channel, &member.client, call).await?;
+            inner.write(channel, &member.client, base.slot(), call).await?;
             let now = inner.own();
             if now == own {
                 return Ok(());
@@ -279,8 +283,9 @@ impl Presence for RedisPresence {
         let Some(stamp) = inner.roster.lock().leave(channel, client) else {
             return Ok(());
         };
-        let call = calls::leave(&inner.base(channel), own, client, stamp);
-        if let Err(error) = inner.write(channel, client, call).await {
+        let base = inner.base(channel);
+        let call = calls::leave(&base, own, client, stamp);
+        if let Err(error) = inner.write(channel, client, base.slot(), call).await {
             tracing::debug!(%error, "a leave is repeated");
         }
         Ok(())

@@ -1,6 +1,7 @@
 -- Counts a channel's members. Clients that two incarnations have count once; users whom only incarnations have that do
 -- not count are subtracted.
--- KEYS: the channel's incarnations. ARGV: incarnations that count. Answer: clients, users, the channel's incarnations.
+-- KEYS: the channel's incarnations. ARGV: incarnations that count. Answer: clients, users, the channel's incarnations,
+-- number of users that had to be looked at one by one.
 local base = KEYS[1]
 local counts = {}
 for _, one in ipairs(ARGV) do counts[one] = true end
@@ -21,7 +22,7 @@ if #living > 1 then
     if entries > 1 then clients = clients - (entries - 1) end
   end
 end
-local users = 0
+local users, looked_at = 0, 0
 if #living > 0 then
   users = redis.call('HLEN', base .. ':u')
   local lost = {}
@@ -29,7 +30,8 @@ if #living > 0 then
     for _, user in ipairs(redis.call('HKEYS', base .. ':u:' .. one)) do lost[user] = (lost[user] or 0) + 1 end
   end
   for user, count in pairs(lost) do
+    looked_at = looked_at + 1
     if tonumber(redis.call('HGET', base .. ':u', user) or 0) <= count then users = users - 1 end
   end
 end
-return {clients, users, incarnations}
+return {clients, users, incarnations, looked_at}

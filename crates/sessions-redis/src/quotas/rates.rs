@@ -35,6 +35,9 @@ const TOLD_AT_ONCE: usize = 8192;
 /// Calls in one write.
 const AT_ONCE: usize = 512;
 
+/// How often all buckets are looked at for full ones.
+const CLEARED_EVERY: Duration = Duration::from_secs(1);
+
 /// Buckets looked at for one to forget.
 const LOOKED_AT: usize = 64;
 
@@ -51,6 +54,8 @@ struct Shard {
     buckets: HashMap<Name, Local>,
     /// Buckets from which was taken since Redis was told.
     used: Vec<Name>,
+    /// When full buckets were forgotten.
+    cleared: Option<Instant>,
 }
 
 #[derive(Clone, Copy)]
@@ -96,7 +101,7 @@ impl Rates {
         if !shard.buckets.contains_key(&name) && !shard.make_room(now) {
             return true;
         }
-        let Shard { buckets, used } = &mut *shard;
+        let Shard { buckets, used, .. } = &mut *shard;
         let local = buckets.entry(name).or_insert_with_key(|_| Local::new(bucket, now));
         local.bucket = bucket;
         let room = local.missing(now) + 1.0 <= f64::from(bucket.tokens);
@@ -131,7 +136,7 @@ impl Rates {
             let answers = client.call_all(some.iter().map(|told| take_call(keys, told)).collect()).await;
             for ((name, taken, bucket), answer) in some.iter().zip(answers) {
                 let mut shard = self.shard(name.0, &name.1).lock();
-                let Shard { buckets, used } = &mut *shard;
+                let Shard { buckets, used, .. } = &mut *shard;
                 let Some(local) = buckets.get_mut(name) else { continue };
                 local.told = 0;
                 local.alone = answer.is_err();
@@ -174,9 +179,12 @@ impl Shard {
         if self.buckets.len() < BUCKETS {
             return true;
         }
-        self.buckets.retain(|_, local| local.missing(now) > 0.0);
-        if self.buckets.len() < BUCKETS {
-            return true;
+        if self.cleared.is_none_or(|at| now.saturating_duration_since(at) >= CLEARED_EVERY) {
+            self.cleared = Some(now);
+            self.buckets.retain(|_, local| local.missing(now) > 0.0);
+            if self.buckets.len() < BUCKETS {
+                return true;
+            }
         }
         let known = |(_, local): &(&Name, &Local)| local.untold == 0 && local.told == 0;
         let name = self.buckets.iter().take(LOOKED_AT).find(known).map(|(name, _)| name.clone());
