@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::servers::{Witness, config, faulty, prefix, publish, replica, until};
+use super::servers::{Witness, config, faulty_at, prefix, publish, replica, until};
 use crate::log::NatsLog;
 use crate::log::faults::Faults;
 use crate::testing::NatsCluster;
@@ -33,7 +33,7 @@ impl Stage {
         let client = async_nats::connect(cluster.urls()).await.unwrap();
         let leader = cluster.stream_leader(&client, &stream).await.unwrap();
         let away = (leader + 1) % 3;
-        let (reader, faults) = faulty(vec![cluster.servers[away].url()], config(&prefix, 3)).await;
+        let (reader, faults) = faulty_at(cluster.servers[away].url(), config(&prefix, 3)).await;
         Self { cluster, client, stream, away, publisher, reader, faults }
     }
 

@@ -28,6 +28,13 @@ pub async fn pool(urls: Vec<String>) -> Arc<Pool> {
     pool
 }
 
+/// A pool that stays at these servers.
+pub async fn pool_at(urls: Vec<String>) -> Arc<Pool> {
+    let pool = Pool::connect(PoolConfig { discover_servers: false, ..PoolConfig::new(urls) }).await.unwrap();
+    pool.wait_ready(Duration::from_secs(20)).await.unwrap();
+    pool
+}
+
 /// One replica.
 pub async fn replica(urls: Vec<String>, config: LogConfig) -> Arc<NatsLog> {
     NatsLog::start(PoolLinks::new(pool(urls).await), config).await.unwrap()
@@ -48,6 +55,13 @@ pub async fn faulty(urls: Vec<String>, mut config: LogConfig) -> (Arc<NatsLog>, 
     let faults = Arc::new(Faults::default());
     config.faults = faults.clone();
     (replica(urls, config).await, faults)
+}
+
+/// The same, always on this server.
+pub async fn faulty_at(url: String, mut config: LogConfig) -> (Arc<NatsLog>, Arc<Faults>) {
+    let faults = Arc::new(Faults::default());
+    config.faults = faults.clone();
+    (NatsLog::start(PoolLinks::new(pool_at(vec![url]).await), config).await.unwrap(), faults)
 }
 
 pub fn request(channel: &str, data: impl Into<Vec<u8>>) -> Append {
