@@ -135,6 +135,22 @@ pub(super) fn parse_time_ms(text: &str) -> Option<u64> {
     u64::try_from(((days * 24 + hour) * 60 + minute) * 60_000 + second * 1000 + ms).ok()
 }
 
+/// The other way round, to the millisecond.
+pub(super) fn format_time_ms(ms: u64) -> String {
+    let (seconds, ms) = (ms / 1000, ms % 1000);
+    let (days, second) = (seconds / 86_400, seconds % 86_400);
+    // Years are counted from March, so that the leap day is the last of a year; eras have 400 of them.
+    let days = days + 719_468;
+    let (era, day) = (days / 146_097, days % 146_097);
+    let year = (day - day / 1460 + day / 36_524 - day / 146_096) / 365;
+    let day = day - (365 * year + year / 4 - year / 100);
+    let month = (5 * day + 2) / 153;
+    let day = day - (153 * month + 2) / 5 + 1;
+    let (year, month) = (era * 400 + year + u64::from(month >= 10), if month < 10 { month + 3 } else { month - 9 });
+    let (hour, minute, second) = (second / 3600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}.{ms:03}Z")
+}
+
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
@@ -191,6 +207,10 @@ mod tests {
         assert_eq!(parse_time_ms("2026-11-21T12:34:56.7Z"), Some(1_795_264_496_700));
         assert_eq!(parse_time_ms("2024-02-29T23:59:59.999999999Z"), Some(1_709_251_199_999));
         assert_eq!(parse_time_ms("2000-03-01T00:00:00.0012Z"), Some(951_868_800_001));
+        for day in 0..80_000 {
+            let ms = day * 86_400_000 + day * 12_345 % 86_400_000;
+            assert_eq!(parse_time_ms(&format_time_ms(ms)), Some(ms), "{}", format_time_ms(ms));
+        }
         for text in ["", "Z", "2026-11-21", "2026-11-21T12:34:56", "2026-13-01T00:00:00Z", "2026-01-01T00:00:00.-1Z"] {
             assert_eq!(parse_time_ms(text), None, "{text}");
         }

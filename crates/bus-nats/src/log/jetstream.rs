@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use super::entry::parse_time_ms;
+use super::entry::{format_time_ms, parse_time_ms};
 
 /// Long answers on their way to this process at once; others wait for their turn. Together they are less than what a
 /// server lets wait for one connection (`max_pending`, 64 MiB by default) before it closes it as a slow consumer's, and all
@@ -151,6 +151,8 @@ pub(super) struct Get {
     pub next_by_subj: Option<String>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub multi_last: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub up_to_time: Option<String>,
     #[serde(skip_serializing_if = "is_zero_usize")]
     pub batch: usize,
     #[serde(skip_serializing_if = "is_zero_usize")]
@@ -235,6 +237,22 @@ fn lacks(last: u64, named: u64) -> bool {
         return false;
     }
     named != last
+}
+
+/// The last message of a subject that was stored before `before_ms`, Unix milliseconds. A server that lags may answer with
+/// an earlier one, or none.
+pub(super) async fn get_last_before(
+    client: &Client,
+    stream: &str,
+    subject: &str,
+    before_ms: u64,
+) -> Result<Option<Stored>, RequestError> {
+    let up_to_time = Some(format_time_ms(before_ms));
+    match get(client, stream, &Get { multi_last: vec![subject.to_owned()], up_to_time, ..Get::default() }).await {
+        Ok(answer) => Ok(answer.messages.into_iter().next()),
+        Err(RequestError::NotFound) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Sends a request of direct get and takes its answer, which may have many messages.

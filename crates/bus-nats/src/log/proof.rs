@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use plenum_channels::Retention;
 
+use super::shard::CLOCK_MARGIN_MS;
+
 /// A channel's end as one fresh answer shows it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct End {
@@ -48,6 +50,12 @@ impl End {
     }
 }
 
+/// Whether no server can have trimmed an entry of this age yet. Servers trim by their own clocks: what is about to go on one
+/// may be gone on the one that answered.
+pub(super) fn is_out_of_reach(age_ms: u64, max_age_ms: u64) -> bool {
+    age_ms.saturating_add(CLOCK_MARGIN_MS) < max_age_ms
+}
+
 /// Rounded up, so that a short time is not none.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_nanos().div_ceil(1_000_000)).unwrap_or(u64::MAX)
@@ -75,6 +83,28 @@ mod tests {
         assert_eq!(end.top(), 30);
         let fresh = End { last: None, front: 0, stream_last: 1, ..End::default() };
         assert_eq!((fresh.settles(0), fresh.top()), (Some(true), 0));
+    }
+
+    /// The server that was asked for a range is ahead of the one that says where the front is, and has trimmed what that
+    /// one still has.
+    #[test]
+    fn clocks_that_differ_by_a_minute_hide_no_loss() {
+        const MAX_AGE_MS: u64 = 600_000;
+        const NOW_MS: u64 = 1_790_000_000_000;
+        let (mut believed_without_the_margin, mut proven) = (0, 0);
+        for ahead_ms in (0..=CLOCK_MARGIN_MS).step_by(1_000) {
+            for age_ms in (0..=MAX_AGE_MS).step_by(1_000) {
+                let stored_ms = NOW_MS - age_ms;
+                let still_here = NOW_MS - stored_ms < MAX_AGE_MS;
+                let gone_there = NOW_MS + ahead_ms - stored_ms >= MAX_AGE_MS;
+                let hidden = still_here && gone_there;
+                believed_without_the_margin += usize::from(hidden);
+                assert!(!(hidden && is_out_of_reach(age_ms, MAX_AGE_MS)), "{ahead_ms} ahead, {age_ms} old");
+                proven += usize::from(is_out_of_reach(age_ms, MAX_AGE_MS));
+            }
+        }
+        assert!(believed_without_the_margin > 1_000 && proven > 10_000);
+        assert!(!is_out_of_reach(u64::MAX, MAX_AGE_MS));
     }
 
     #[test]

@@ -8,12 +8,12 @@ use super::entry::Record;
 use super::event::entry;
 #[cfg(test)]
 use super::faults::Faults;
-use super::jetstream::{RequestError, Stored, get_batch, get_one, get_part};
+use super::jetstream::{RequestError, Stored, get_batch, get_last_before, get_one, get_part};
 use super::links::{Held, Links};
 use super::proof::{self, End};
 use super::repair::front;
 use super::setup::stream_info;
-use super::shard::{CLOCK_MARGIN_MS, Current, Shard};
+use super::shard::{Current, Shard};
 
 /// Entries of one request.
 const BATCH: usize = 256;
@@ -24,11 +24,24 @@ const ENVELOPES: usize = 16 * 1024;
 /// Entries behind the tail that are searched for its version.
 const VERSION_SEARCH: usize = 1024;
 
+/// Steps back from a channel's end, each at least a `history_ttl` long, in which an expiry is looked for.
+const EXPIRY_SEARCH: usize = 256;
+
 /// Reads of one channel.
 pub(super) struct Reader<'a> {
     pub links: &'a dyn Links,
     pub shard: &'a Shard,
     pub channel: &'a str,
+}
+
+/// Whether a part of the history had expired when its next publication came.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Expiry {
+    None,
+    /// Everything before this sequence is gone.
+    Before(u64),
+    /// Too far back to be found out.
+    Unknown,
 }
 
 /// One channel's end, freshly read.
@@ -228,7 +241,7 @@ impl Reader<'_> {
                 before_ms = Some(stored.time_ms);
                 let entry = entry(self.shard, stored.seq, std::mem::replace(&mut previous, stored.seq), &stored);
                 if let Some(entry) = entry {
-                    bytes += entry.publication.data.len();
+                    bytes += entry.bytes();
                     entries.push(Arc::new(entry));
                     if bytes > read.max_bytes {
                         more = stored.seq < end;
@@ -237,7 +250,45 @@ impl Reader<'_> {
                 }
             }
         }
+        if let (true, Some(before_ms)) = (more, before_ms) {
+            // What expired behind the page's end took the page with it.
+            match self.expiry(top, next - 1, before_ms, ttl_ms).await? {
+                Expiry::None => {}
+                Expiry::Before(first) => return Box::pin(self.forwards(top, read, first, 0, false)).await,
+                Expiry::Unknown => complete = false,
+            }
+        }
         Ok(Page { entries, top: top.current.position(top.end.top()), complete, more })
+    }
+
+    /// Whether a publication that came `ttl_ms` or more after the one before it stands after sequence `at`, which was
+    /// stored at `at_ms`. Goes back from the end in steps of the time to live: between two publications that lie closer
+    /// together than that there is no such pause.
+    async fn expiry(&self, top: &Top, at: u64, at_ms: u64, ttl_ms: u64) -> Result<Expiry, RequestError> {
+        let (client, stream) = (&top.client, &top.current.stream);
+        let mut reached_ms = top.end.newest_ms;
+        for _ in 0..EXPIRY_SEARCH {
+            if reached_ms.saturating_sub(at_ms) < ttl_ms {
+                return Ok(Expiry::None);
+            }
+            let pause_ms = reached_ms - ttl_ms;
+            // Times are cut to milliseconds here and not there.
+            let Some(before) = get_last_before(client, stream, &top.subject, pause_ms + 1).await? else {
+                return Ok(Expiry::None);
+            };
+            let next = get_batch(client, stream, &top.subject, before.seq + 1, 1).await?;
+            let Some(next) = next.first().filter(|next| next.time_ms >= pause_ms) else {
+                return Err(RequestError::Unavailable("the answering server lags behind"));
+            };
+            if before.seq < at {
+                return Ok(Expiry::None);
+            }
+            if next.time_ms.saturating_sub(before.time_ms) >= ttl_ms {
+                return Ok(Expiry::Before(next.seq));
+            }
+            reached_ms = before.time_ms;
+        }
+        Ok(Expiry::Unknown)
     }
 
     /// Backwards from below a position, or from the top.
@@ -257,7 +308,14 @@ impl Reader<'_> {
         'pages: loop {
             let wanted = (read.limit - entries.len().min(read.limit) + 1).min(BATCH);
             let part = self.before(top, below, wanted).await?;
-            let Some(first) = part.first() else { break };
+            let (Some(first), Some(newest)) = (part.first(), part.last()) else { break };
+            if after_ms.is_none()
+                && since.is_some()
+                && matches!(self.expiry(top, newest.seq, newest.time_ms, ttl_ms).await?, Expiry::Before(_))
+            {
+                hidden_below = true;
+                break;
+            }
             below = first.seq;
             for stored in part.iter().rev() {
                 if stored.seq < floor || after_ms.is_some_and(|after| after.saturating_sub(stored.time_ms) >= ttl_ms) {
@@ -270,7 +328,7 @@ impl Reader<'_> {
                 }
                 after_ms = Some(stored.time_ms);
                 if let Some(entry) = entry(self.shard, stored.seq, 0, stored) {
-                    bytes += entry.publication.data.len();
+                    bytes += entry.bytes();
                     entries.push(Arc::new(entry));
                 }
             }
@@ -332,14 +390,13 @@ impl Reader<'_> {
         if state.first_seq > position + 1 {
             return Ok(false);
         }
-        // Servers trim by their own clocks: what is about to go on one may be gone on the one that answered.
         let next = match get_one(&top.client, &top.current.stream, position + 1).await {
             Ok(next) => next,
             Err(RequestError::NotFound) => return Ok(false),
             Err(error) => return Err(error),
         };
         let age_ms = self.shard.now_ms().saturating_sub(next.time_ms);
-        Ok(age_ms + CLOCK_MARGIN_MS < self.shard.max_age_ms)
+        Ok(proof::is_out_of_reach(age_ms, self.shard.max_age_ms))
     }
 }
 

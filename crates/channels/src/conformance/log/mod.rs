@@ -53,6 +53,7 @@ pub async fn read_suite(make: impl AsyncFn(usize) -> Fixture<dyn Log>) {
         read::positions_beyond_the_top_and_of_other_epochs_are_incomplete => 1,
         read::without_retention_nothing_is_read => 1,
         read::expired_history_is_complete_for_who_was_at_its_end => 2,
+        read::an_expiry_behind_the_end_of_a_page_hides_it => 1,
         read::each_publication_prolongs_the_whole_history => 1,
         read::a_forgotten_tail_proves_nothing_to_those_before_it => 2,
         read::removed_history_is_lost_only_to_those_before_its_end => 2,

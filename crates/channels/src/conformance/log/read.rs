@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use plenum_protocol::Publication;
+
 use super::super::Fixture;
 use super::{KEEP, append, fill, publication, read, read_after, request, texts};
 use crate::{Announcement, Append, Epoch, Log, Page, Position, Read, Retention, Since};
@@ -91,6 +93,11 @@ pub async fn limit_and_bytes_bound_a_page(fixture: &Fixture<dyn Log>) {
     assert_eq!(page(10, 99).await, (1, true));
     assert_eq!(page(10, 150).await, (2, true));
     assert_eq!(page(10, 399).await, (4, false));
+    // Tags count like payload.
+    let tags = [("k".to_owned(), "v".repeat(999))].into();
+    append(log, Append { publication: Publication { tags, ..publication("x") }, ..request("channel", "") }).await;
+    append(log, request("channel", "y")).await;
+    assert_eq!(page(10, 1_400).await, (5, true));
 }
 
 /// A position at the edge of the window is complete, one publication before it is not; so in both directions.
@@ -174,6 +181,34 @@ pub async fn expired_history_is_complete_for_who_was_at_its_end(fixture: &Fixtur
     assert_eq!((page.complete, offsets(&page)), (true, vec![next.offset]));
     let page = read_after(&fixture.replicas[1], "channel", all[1].offset, &all[1], retention).await;
     assert!(!page.complete, "what expired stays lost");
+}
+
+/// What had expired when a publication came stays hidden, also where that lies behind the end of the page.
+pub async fn an_expiry_behind_the_end_of_a_page_hides_it(fixture: &Fixture<dyn Log>) {
+    let log = &fixture.replicas[0];
+    let retention = Retention { ttl: Duration::from_secs(4), ..KEEP };
+    let gone = fill(log, "channel", 3, retention).await;
+    fixture.let_pass(Duration::from_millis(4500)).await;
+    let kept = fill(log, "channel", 3, retention).await;
+    // Half a time to live between them: nothing expires.
+    fixture.let_pass(Duration::from_millis(2200)).await;
+    let later = fill(log, "channel", 2, retention).await;
+    let since = |position: &Position| Since::Position(position.clone());
+    for (start, reverse, first) in [
+        (Since::End, false, Some(&kept[0])),
+        (since(&gone[0]), false, Some(&kept[0])),
+        (since(&kept[0]), false, Some(&kept[1])),
+        (since(&kept[1]), true, Some(&kept[0])),
+        (since(&later[0]), true, Some(&kept[2])),
+        (since(&gone[2]), true, None),
+    ] {
+        let lost = start == since(&gone[0]);
+        let read = Read { since: start.clone(), reverse, limit: 1, max_bytes: usize::MAX, retention };
+        let page = log.read("channel", read).await.expect("the log answers");
+        let found = page.entries.first().map(|entry| entry.offset);
+        assert_eq!(found, first.map(|position| position.offset), "{start:?} reverse {reverse}: {page:?}");
+        assert!(!(lost && page.complete), "{start:?}: {page:?}");
+    }
 }
 
 /// `ttl` counts from the newest publication, for the whole history.
