@@ -31,6 +31,7 @@ mod tests;
 mod ticks;
 mod workers;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
@@ -141,6 +142,13 @@ impl NatsLog {
     /// Settings of streams that somebody changed so that a promise is in doubt, in words; looked at every 5 s.
     pub fn broken(&self) -> Vec<String> {
         self.groups.iter().flatten().filter_map(|shard| shard.broken()).collect()
+    }
+
+    /// Records the retention groups of all namespaces (group by namespace), as they are after a reload: namespaces that
+    /// are new are fixed from now on. Fails on one that another replica recorded with another group, by its name; and as
+    /// [`SetupError::Unavailable`] when NATS does not answer within about 20 s.
+    pub async fn record_namespaces(&self, namespaces: BTreeMap<String, String>) -> Result<(), SetupError> {
+        setup::record_namespaces(&self.links.any(), &self.config, namespaces).await
     }
 
     /// Looks up every subscribed channel's end, and repairs what is missing: after a reconnect, or a slow consumer.

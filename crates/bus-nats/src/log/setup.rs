@@ -194,6 +194,16 @@ pub(super) async fn set_up_again(
     set_up_shard(&bucket, config, &layout, &config.groups[group], shard).await
 }
 
+/// Adds namespaces to what all replicas agree on; refuses one that stands there with another group.
+pub(super) async fn record_namespaces(
+    client: &Client,
+    config: &LogConfig,
+    namespaces: BTreeMap<String, String>,
+) -> Result<(), SetupError> {
+    let bucket = Bucket { client, name: names::bucket(&config.prefix) };
+    agree_on_layout(&bucket, &LogConfig { namespaces, ..config.clone() }).await.map(drop)
+}
+
 /// Notes that positions of incarnation `from` went back although everything through `seen` had existed. The next
 /// [`set_up_again`] makes another stream. Whoever notes it first decides.
 pub(super) async fn note_regress(

@@ -135,6 +135,27 @@ async fn start(server: &NatsServer, config: LogConfig) -> Result<(), SetupError>
     NatsLog::start(PoolLinks::new(pool(vec![server.url()]).await), config).await.map(drop)
 }
 
+/// A namespace that a reload adds is fixed like those of the start.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_namespace_added_later_is_recorded() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let base = |namespaces: &[(&str, &str)]| {
+        let mut config = config(&prefix, 1);
+        config.groups.push(GroupConfig { name: "long".into(), shards: 1, max_bytes: None, ..GroupConfig::default() });
+        config.namespaces = namespaces.iter().map(|(name, group)| ((*name).to_owned(), (*group).to_owned())).collect();
+        config
+    };
+    let log = replica(vec![server.url()], base(&[("chat", "default")])).await;
+    let added = base(&[("chat", "default"), ("audit", "long")]);
+    log.record_namespaces(added.namespaces.clone()).await.unwrap();
+    let refused = start(&server, base(&[("audit", "default")])).await;
+    assert!(matches!(&refused, Err(SetupError::Immutable { setting, .. }) if setting.contains("audit")), "{refused:?}");
+    let refused = log.record_namespaces(base(&[("audit", "default")]).namespaces).await;
+    assert!(matches!(&refused, Err(SetupError::Immutable { setting, .. }) if setting.contains("audit")), "{refused:?}");
+    start(&server, added).await.unwrap();
+}
+
 /// Settings that cannot change are refused by name, by the record or by the stream; a longer retention is applied.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn settings_that_break_a_promise_are_refused() {
