@@ -242,7 +242,8 @@ async fn a_session_takes_less_than_the_manual_says() {
     };
     for first in (0..COUNT).step_by(500) {
         for outcome in join_all((first..first + 500).map(create)).await {
-            outcome.unwrap();
+            // There already: an attempt without an answer had made it.
+            assert!(matches!(outcome, Ok(()) | Err(SessionError::Exists { version: 1 })), "{outcome:?}");
         }
     }
     let each = (used().await - before) / COUNT;

@@ -42,10 +42,11 @@ async fn one_primary_goes(frozen: bool) {
         gaps.push(one.await.unwrap());
     }
     eprintln!("frozen: {frozen}; same client {:?}, another {:?}, the dead one's slots {:?}", gaps[0], gaps[1], gaps[2]);
-    // fred's cluster client stalls here for as long as the failover takes; the margin is for machines under load.
-    assert!(gaps[0] < Duration::from_millis(500) && gaps[1] < Duration::from_millis(500), "{gaps:?}");
+    // fred's cluster client stalls here for as long as the failover takes. A primary that votes writes its configuration
+    // to disk, which takes its time on a busy machine: so the bound is relative.
+    assert!(gaps[0] < gaps[2] / 2 && gaps[1] < gaps[2] / 2, "{gaps:?}");
     assert!(gaps[2] > Duration::from_millis(500), "the fault was there: {gaps:?}");
-    assert!(gaps[2] < Duration::from_secs(7), "and was over: {gaps:?}");
+    assert!(gaps[2] < Duration::from_millis(7500), "and was over: {gaps:?}");
     let taken_over = redis.slots().owner(dead.slot()).unwrap().address.clone();
     assert_ne!(taken_over, cluster.servers[0].address());
 }
