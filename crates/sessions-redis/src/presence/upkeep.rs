@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
+use futures_util::future::join_all;
 use hashbrown::HashMap;
 use plenum_channels::Incarnation;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -15,11 +16,17 @@ use crate::client::{Call, Value};
 /// How often the servers are looked at, and what is in doubt is brought into line.
 const ROUND: Duration = Duration::from_secs(1);
 
-/// Longest share of a round for one kind of work.
+/// Longest share of a round for sweeping.
 const SHARE: Duration = Duration::from_millis(1500);
 
 /// Calls in one write.
 const AT_ONCE: usize = 256;
+
+/// Batches of calls under way while what is in doubt is brought into line.
+const SIDE_BY_SIDE: usize = 4;
+
+/// Longest share of a round for that.
+const MENDING: Duration = Duration::from_secs(4);
 
 /// Channels touched in one round.
 const TOUCHED_AT_ONCE: usize = 4096;
@@ -124,7 +131,7 @@ pub(super) async fn run(inner: Weak<Inner>) {
         let canaries = canaries.get_or_insert_with(|| Canaries::new(format!("presence:{}", incarnation(own))));
         let changed = canaries.look(&inner.redis, &inner.background).await;
         inner.doubt_slots(changed);
-        inner.mend(own, Instant::now() + SHARE).await;
+        inner.mend(own, Instant::now() + MENDING).await;
         let census = inner.replicas.census();
         if inner.sweeps.lock().deaths(&census) {
             inspect = Instant::now();
@@ -152,22 +159,30 @@ impl Inner {
         // What comes into doubt from here on, again or anew, waits for the next round.
         let mut left = self.doubts.lock().len();
         while left > 0 && Instant::now() < until {
-            let doubts = self.doubts.lock().take(left.min(AT_ONCE));
+            let mut doubts = self.doubts.lock().take(left.min(AT_ONCE * SIDE_BY_SIDE));
             left = if doubts.is_empty() { 0 } else { left - doubts.len() };
-            let (mut whole, mut repairs) = (Vec::new(), Vec::new());
-            for (channel, doubt) in doubts {
-                match doubt {
-                    Doubt::Whole => whole.push(channel),
-                    Doubt::Clients(clients) => repairs.extend(
-                        clients.into_iter().map(|(client, rounds)| self.repair(&channel, client, own, rounds - 1)),
-                    ),
-                }
+            let mut batches = Vec::new();
+            while !doubts.is_empty() {
+                let rest = doubts.split_off(doubts.len().min(AT_ONCE));
+                batches.push(self.mend_some(std::mem::replace(&mut doubts, rest), own));
             }
-            self.compare(whole, own, &mut repairs).await;
-            while !repairs.is_empty() {
-                let rest = repairs.split_off(repairs.len().min(AT_ONCE));
-                self.carry_out(std::mem::replace(&mut repairs, rest), own).await;
+            join_all(batches).await;
+        }
+    }
+
+    async fn mend_some(&self, doubts: Vec<(Arc<str>, Doubt)>, own: Incarnation) {
+        let (mut whole, mut repairs) = (Vec::new(), Vec::new());
+        for (channel, doubt) in doubts {
+            match doubt {
+                Doubt::Whole => whole.push(channel),
+                Doubt::Clients(clients) => repairs
+                    .extend(clients.into_iter().map(|(client, rounds)| self.repair(&channel, client, own, rounds - 1))),
             }
+        }
+        self.compare(whole, own, &mut repairs).await;
+        while !repairs.is_empty() {
+            let rest = repairs.split_off(repairs.len().min(AT_ONCE));
+            self.carry_out(std::mem::replace(&mut repairs, rest), own).await;
         }
     }
 
