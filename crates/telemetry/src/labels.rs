@@ -130,6 +130,11 @@ labels! {
         HistoryRemove = "history_remove",
         Channels = "channels",
         Info = "info",
+        BlockUser = "block_user",
+        UnblockUser = "unblock_user",
+        RevokeToken = "revoke_token",
+        InvalidateUserTokens = "invalidate_user_tokens",
+        Connections = "connections",
         Batch = "batch",
     }
 }

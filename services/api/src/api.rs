@@ -13,6 +13,7 @@ use plenum_telemetry::{ApiMethod, Label, ResultCode};
 use serde::de::DeserializeOwned;
 
 use crate::batch::BatchRequest;
+use crate::control::*;
 use crate::decode;
 use crate::http_reply::{HttpReply, JSON, json, method_not_allowed, reply, unless_get};
 use crate::methods::{Call, Calls};
@@ -90,6 +91,12 @@ impl Api {
             self.calls.metrics.api_unauthorized.inc();
             return unauthorized();
         }
+        if name == Some("stats") {
+            return match unless_get(&head.method) {
+                Some(refused) => refused,
+                None => self.stats().await,
+            };
+        }
         let Some(method) = name.and_then(ApiMethod::from_name) else { return unknown_method(name) };
         if head.method != http::Method::POST {
             return method_not_allowed("POST", &head.method);
@@ -98,6 +105,17 @@ impl Api {
         match self.read(body).await {
             Ok(body) => self.dispatch(method, &body, mode).await,
             Err(refused) => refused,
+        }
+    }
+
+    /// What the whole server is doing; replicas that do not answer within 2 s are left out.
+    async fn stats(&self) -> HttpReply {
+        match self.calls.node.stats().await {
+            Ok(stats) => json(StatusCode::OK, &stats),
+            Err(error) => {
+                let error = ApiError::from(error);
+                json(error.status(), &error)
+            }
         }
     }
 
@@ -153,6 +171,11 @@ impl Api {
             ApiMethod::HistoryRemove => self.one::<HistoryRemoveRequest>(body, mode).await,
             ApiMethod::Channels => self.one::<ChannelsRequest>(or_empty(body), mode).await,
             ApiMethod::Info => self.one::<InfoRequest>(or_empty(body), mode).await,
+            ApiMethod::BlockUser => self.one::<BlockUserRequest>(body, mode).await,
+            ApiMethod::UnblockUser => self.one::<UnblockUserRequest>(body, mode).await,
+            ApiMethod::RevokeToken => self.one::<RevokeTokenRequest>(body, mode).await,
+            ApiMethod::InvalidateUserTokens => self.one::<InvalidateUserTokensRequest>(body, mode).await,
+            ApiMethod::Connections => self.one::<ConnectionsRequest>(body, mode).await,
             ApiMethod::Batch => self.batch(body).await,
         }
     }

@@ -13,6 +13,7 @@ use serde_json::value::RawValue;
 use tokio::sync::oneshot;
 
 use crate::ApiError;
+use crate::control::*;
 use crate::decode::{object, objects};
 use crate::methods::{Calls, MAX_OPERATIONS, MAX_STARTED, begin};
 use crate::request::*;
@@ -95,6 +96,11 @@ commands! {
     history_remove: HistoryRemoveRequest => Empty,
     channels: ChannelsRequest => ChannelsResult,
     info: InfoRequest => InfoResult,
+    block_user: BlockUserRequest => Empty,
+    unblock_user: UnblockUserRequest => Empty,
+    revoke_token: RevokeTokenRequest => Empty,
+    invalidate_user_tokens: InvalidateUserTokensRequest => Empty,
+    connections: ConnectionsRequest => ConnectionsResult,
 }
 
 impl Command {

@@ -50,6 +50,27 @@ pub(crate) fn channel_or_all(value: Option<String>) -> Checked<String> {
     Ok(value)
 }
 
+/// A user or token id.
+pub(crate) fn id(field: &str, value: Option<String>) -> Checked<String> {
+    const RULE: &str = "a string of 1 to 1024 bytes";
+    let value = value.ok_or_else(|| ApiError::missing(field, RULE))?;
+    match value.len() {
+        1..=1024 => Ok(value),
+        _ => Err(ApiError::value(field, value, RULE)),
+    }
+}
+
+/// Connections of a user, or one by its client or session id alone.
+pub(crate) fn any_target(user: Option<String>, client: Option<String>, session: Option<String>) -> Checked<Target> {
+    let given = |id: &Option<String>| id.as_ref().is_some_and(|id| !id.is_empty());
+    if given(&client) || given(&session) {
+        let (user, client, session) =
+            (user.unwrap_or_default(), client.unwrap_or_default(), session.unwrap_or_default());
+        return Ok(Target { user, client, session });
+    }
+    target(user, client, session)
+}
+
 pub(crate) fn target(user: Option<String>, client: Option<String>, session: Option<String>) -> Checked<Target> {
     let user = user.ok_or_else(|| ApiError::missing("user", USER_RULE))?;
     if user.is_empty() {

@@ -128,7 +128,7 @@ impl Call for DisconnectRequest {
     type Result = Empty;
 
     async fn call(self, node: &Arc<Node>) -> Result<Empty, ApiError> {
-        let target = check::target(self.user, self.client, self.session)?;
+        let target = check::any_target(self.user, self.client, self.session)?;
         let disconnect = check::disconnect(self.disconnect)?;
         node.disconnect(target, disconnect, check::whitelist(self.whitelist)?).await?;
         Ok(Empty {})

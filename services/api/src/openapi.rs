@@ -7,6 +7,7 @@ use schemars::{JsonSchema, SchemaGenerator};
 use serde_json::{Map, Value, json};
 
 use crate::batch::BatchRequest;
+use crate::control::*;
 use crate::operations::HealthReport;
 use crate::request::*;
 use crate::response::*;
@@ -48,6 +49,11 @@ fn operations() -> Vec<Operation> {
         operation::<HistoryRemoveRequest, Empty>(HistoryRemove, "Hide a channel's history"),
         question::<ChannelsRequest, ChannelsResult>(Channels, "Channels with subscribers"),
         question::<request::InfoRequest, InfoResult>(Info, "The nodes of the cluster"),
+        operation::<BlockUserRequest, Empty>(BlockUser, "Keep a user out"),
+        operation::<UnblockUserRequest, Empty>(UnblockUser, "Let a user in again"),
+        operation::<RevokeTokenRequest, Empty>(RevokeToken, "Call a token back by its id"),
+        operation::<InvalidateUserTokensRequest, Empty>(InvalidateUserTokens, "Call a user's older tokens back"),
+        operation::<ConnectionsRequest, ConnectionsResult>(Connections, "A user's connections"),
         Operation {
             method: Batch,
             summary: "Carry out many commands",
@@ -75,6 +81,14 @@ pub fn document(prefix: &str) -> Value {
         paths.insert(path, json!({ "post": post(&operation, &mut requests, &mut replies, &error) }));
     }
     paths.insert(format!("{prefix}/openapi.json"), open("This document", "openapi", json!({ "type": "object" }), None));
+    let stats = "What the whole server is doing, per replica and summed";
+    let mut stats = open(stats, "stats", json!({ "type": "object" }), Some(error.clone()));
+    if let Some(get) = stats["get"].as_object_mut() {
+        // With a key, as every method.
+        get.remove("security");
+        get["responses"]["401"] = json!({ "description": "No valid API key", "content": json_content(error.clone()) });
+    }
+    paths.insert(format!("{prefix}/stats"), stats);
     let health = schema::<HealthReport>(&mut replies);
     paths.insert("/health".into(), open("Whether publications are delivered", "health", health.clone(), Some(health)));
     let mut schemas = requests.take_definitions(true);
@@ -145,17 +159,20 @@ fn post(operation: &Operation, requests: &mut SchemaGenerator, replies: &mut Sch
 }
 
 /// A path that is read without a key.
+fn json_content(schema: Value) -> Value {
+    json!({ "application/json": { "schema": schema } })
+}
+
 fn open(summary: &str, id: &str, ok: Value, unavailable: Option<Value>) -> Value {
-    let content = |schema: Value| json!({ "application/json": { "schema": schema } });
     let mut responses = json!({
-        "200": { "description": summary, "content": content(ok) },
+        "200": { "description": summary, "content": json_content(ok) },
         "405": {
             "description": "Only GET and HEAD are allowed",
             "content": { "text/plain": { "schema": { "type": "string" } } },
         },
     });
     if let Some(schema) = unavailable {
-        responses["503"] = json!({ "description": "Not now; the body says why", "content": content(schema) });
+        responses["503"] = json!({ "description": "Not now; the body says why", "content": json_content(schema) });
     }
     json!({ "get": { "operationId": id, "summary": summary, "security": [], "responses": responses } })
 }
@@ -209,7 +226,8 @@ mod tests {
         assert_eq!(schemas["PublishRequest"]["required"], json!(["channel"]));
         assert_eq!(schemas["PublishRequest"]["properties"]["channel"]["type"], "string");
         assert_eq!(schemas["PublishRequest"]["properties"]["channel"]["maxLength"], 255);
-        assert_eq!(schemas["DisconnectRequest"]["required"], json!(["user"]));
+        assert_eq!(schemas["DisconnectRequest"]["anyOf"][0]["required"], json!(["user"]));
+        assert_eq!(schemas["BlockUserRequest"]["required"], json!(["user"]));
         assert_eq!(schemas["BatchRequest"]["required"], json!(["commands"]));
         assert_eq!(schemas["Disconnect"]["properties"]["code"]["minimum"], 3000);
         assert_eq!(schemas["Disconnect"]["required"], json!(["code"]));

@@ -174,11 +174,11 @@ pub struct UnsubscribeRequest {
     pub session: Option<String>,
 }
 
-/// Closes connections of a user.
+/// Closes connections of a user, or one by its client or session id alone.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
+#[schemars(extend("anyOf" = somebody_named()))]
 pub struct DisconnectRequest {
-    /// User id.
-    #[schemars(required, length(min = 1))]
+    /// User id; needed where neither `client` nor `session` is given.
     pub user: Option<String>,
     /// Only the connection with this client id.
     pub client: Option<String>,
@@ -287,6 +287,11 @@ fn payload_given() -> serde_json::Value {
         { "required": ["data"] },
         { "required": ["b64data"], "properties": { "b64data": { "type": "string", "minLength": 4 } } },
     ])
+}
+
+fn somebody_named() -> serde_json::Value {
+    let named = |field: &str| serde_json::json!({ "required": [field], "properties": { field: { "type": "string", "minLength": 1 } } });
+    serde_json::json!([named("user"), named("client"), named("session")])
 }
 
 fn channel_schema() -> serde_json::Value {

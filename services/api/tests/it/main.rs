@@ -5,8 +5,10 @@
 mod batch;
 mod body;
 mod client;
+mod control;
 mod fixture;
 mod health;
 mod methods;
 mod orders;
 mod server;
+mod stats;
