@@ -21,7 +21,7 @@ export const proxyWs = env('PLENUM_PROXY_WS');
 export const keptLog = env('PLENUM_LOG') === 'nats';
 /** Why a case that needs to know of clients at another replica cannot run, or undefined. */
 export const noPresence =
-  Number(env('PLENUM_REPLICAS')) > 1 ? "presence is each replica's own until sessions are shared" : undefined;
+  env('PLENUM_PRESENCE') === 'own' ? "presence is each replica's own without Redis" : undefined;
 
 const base64url = (value) => Buffer.from(value).toString('base64url');
 

@@ -19,8 +19,8 @@ API_KEY = os.environ["PLENUM_API_KEY"]
 CASE_SECONDS = 90
 # Why a case that needs to know of clients at another replica cannot run, or None.
 NO_PRESENCE = None
-if int(os.environ["PLENUM_REPLICAS"]) > 1:
-    NO_PRESENCE = "presence is each replica's own until sessions are shared"
+if os.environ["PLENUM_PRESENCE"] == "own":
+    NO_PRESENCE = "presence is each replica's own without Redis"
 
 _cases = []
 

@@ -12,6 +12,7 @@ use plenum_telemetry::Metrics;
 use tokio::sync::OnceCell;
 
 use crate::burst::{Burst, Bursts, Frames, publication_frame};
+use crate::node::unix_now_ms;
 use crate::outbox::Mail;
 use crate::{Announcement, Entry, Live, LiveEvent, Outbox, Position};
 
@@ -203,6 +204,8 @@ impl Channel {
         }
         let (Some(first), Some(last)) = (fresh.first(), fresh.last()) else { return };
         self.metrics.publications_received.inc_by(fresh.len() as u64);
+        let age = unix_now_ms().saturating_sub(first.stored_at_ms as i64).max(0);
+        self.metrics.delivery_seconds.observe(age as f64 / 1000.0);
         let mut frames = Bursts::default();
         let mut delivered = 0;
         for member in &state.members {

@@ -40,7 +40,7 @@ final class Plenum {
 
     /** Why a case that needs to know of clients at another replica cannot run, or null. */
     static final String NO_PRESENCE =
-        env("PLENUM_REPLICAS").equals("1") ? null : "presence is each replica's own until sessions are shared";
+        env("PLENUM_PRESENCE").equals("own") ? "presence is each replica's own without Redis" : null;
 
     static void test(String name, Body body) {
         test(name, null, body);

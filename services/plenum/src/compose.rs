@@ -10,7 +10,7 @@ use http::{Method, Request, StatusCode};
 use hyper::body::Incoming;
 use plenum_api::{Api, ApiConfig, ErrorMode, Keys, Operations, OperationsConfig, OperationsParts, Page};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
-use plenum_channels::{Control, Log, Node, Parts, Tokens};
+use plenum_channels::{Control, Dependency, Log, Node, Parts, Presence, Shared, Tokens};
 use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, text};
 use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
@@ -20,6 +20,7 @@ use tokio::sync::Notify;
 use crate::config::{self, Config, HttpServer, TlsSection};
 use crate::drain;
 use crate::nats::Nats;
+use crate::redis::Redis;
 
 /// Path of the report on what the connections to NATS use.
 const REPORT: &str = "/report";
@@ -74,16 +75,36 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
         Some(nats) => (nats.log.clone(), nats.control.clone()),
         None => (MemoryLog::single(), MemoryControl::single()),
     };
-    let node = Node::new(Parts {
+    let mut shared = match &nats {
+        Some(nats) => {
+            Shared { ledger: nats.ledger.clone(), replicas: nats.replicas.clone(), quotas: None, results: None }
+        }
+        None => Shared::single(),
+    };
+    let mut presence: Arc<dyn Presence> = MemoryPresence::single();
+    let mut dependencies: Vec<Arc<dyn Dependency>> = Vec::new();
+    if let Some(nats) = &nats {
+        dependencies.push(nats.clone());
+    }
+    if config.redis.enabled() {
+        let redis = Redis::open(&config.redis, shared.replicas.clone(), &metrics).context("redis")?;
+        presence = redis.presence.clone();
+        shared.quotas = Some(redis.quotas.clone());
+        shared.results = Some(redis.results.clone());
+        dependencies.push(redis);
+    }
+    let parts = Parts {
         settings: config.settings(),
         log: log.clone(),
-        presence: MemoryPresence::single(),
+        presence,
         control,
         tokens: tokens(config)?,
         metrics: metrics.clone(),
         name,
         version: env!("CARGO_PKG_VERSION").to_owned(),
-    })?;
+    };
+    let node = Node::with_shared(parts, shared)?;
+    node.lean_on(dependencies);
     let websocket = Arc::new(Websocket::new(node.clone(), websocket_config(config)?, metrics));
     let operations = OperationsConfig {
         health: config.health.enabled.then(|| config.health.handler_prefix.clone()),

@@ -7,6 +7,7 @@ mod config;
 mod dev;
 mod drain;
 mod nats;
+mod redis;
 mod role;
 mod serve;
 mod token;

@@ -56,9 +56,14 @@ impl Signals {
         }
     }
 
-    /// Waits until somebody asks for the end again.
-    async fn again(&mut self) {
-        while !matches!(self.next().await, Told::Drain | Told::End) {}
+    /// Waits until somebody asks for the end, in one way or the other.
+    async fn ending(&mut self) -> Told {
+        loop {
+            let told = self.next().await;
+            if matches!(told, Told::Drain | Told::End) {
+                return told;
+            }
+        }
     }
 }
 
@@ -72,7 +77,11 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
     let last = loop {
         tokio::select! {
             told = signals.next() => match told {
-                Told::Reload => reload(&running, &mut config, role, sources).await,
+                // Reaching new servers may take its time; the end does not wait for it.
+                Told::Reload => tokio::select! {
+                    () = reload(&running, &mut config, role, sources) => {}
+                    last = signals.ending() => break last,
+                },
                 Told::Report => running.report(),
                 last => break last,
             },
@@ -87,7 +96,7 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
     if last == Told::Drain {
         tokio::select! {
             () = running.node.drain(drain) => {}
-            () = signals.again() => tracing::warn!("a second signal hurries the drain"),
+            _ = signals.ending() => tracing::warn!("a second signal hurries the drain"),
         }
     } else {
         timeout = config.shutdown.timeout;
@@ -95,7 +104,7 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
     tracing::info!(?timeout, "stopping");
     tokio::select! {
         () = running.stop(timeout) => tracing::info!("stopped"),
-        () = signals.again() => tracing::warn!("stopped at once by a further signal"),
+        _ = signals.ending() => tracing::warn!("stopped at once by a further signal"),
     }
     Ok(())
 }
@@ -226,6 +235,11 @@ async fn reload(running: &Running, config: &mut Config, role: Role, sources: &So
     if nats.is_some_and(|nats| !nats.keeps_places(&effective)) {
         let error = "retention_group, or how names are cut into namespaces, changed: that needs a restart";
         return tracing::error!(error, "configuration not reloaded, the old one stays");
+    }
+    if let Some(nats) = nats
+        && let Err(error) = nats.record_places(&effective).await
+    {
+        return tracing::error!(%error, "configuration not reloaded, the old one stays");
     }
     if let Err(error) = running.services.reload(&effective) {
         return tracing::error!(error = format!("{error:#}"), "configuration not reloaded, the old one stays");

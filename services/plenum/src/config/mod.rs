@@ -21,6 +21,7 @@ pub use check::{exposed, resolve};
 pub use error::{ConfigError, Problem};
 pub use nats::{DEFAULT_GROUP, Nats, NatsPool, RetentionGroups};
 pub use print::{default_file, documentation};
+pub use redis::{Redis, RedisMode, RedisTls};
 pub use sections::{Config, ErrorMode, Format, HttpServer, TlsSection};
 use source::Layer;
 use table::Kind;

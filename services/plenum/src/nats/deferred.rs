@@ -1,13 +1,15 @@
 //! The ports before the first contact with NATS: everything is unavailable, and says so.
 
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
+use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
 use plenum_channels::{
-    Announcement, Answer, Append, AppendError, Appended, Control, ControlError, Live, Log, Order, Page, Position,
-    Question, Read, ReadError, Replica, Tail,
+    Announcement, Answer, Append, AppendError, Appended, Control, ControlError, Ledger, LedgerError, Live, Log, Order,
+    Page, Position, Question, Read, ReadError, Record, Replica, Tail,
 };
 
 const REASON: &str = "there was no contact with NATS yet";
@@ -64,6 +66,42 @@ impl Log for DeferredLog {
 
     async fn remove(&self, channel: &str) -> Result<Position, AppendError> {
         self.write()?.remove(channel).await
+    }
+}
+
+/// A ledger that is there later.
+#[derive(Default)]
+pub struct DeferredLedger(OnceLock<Arc<dyn Ledger>>);
+
+impl DeferredLedger {
+    /// Puts the ledger in place, once.
+    pub fn set(&self, ledger: Arc<dyn Ledger>) {
+        let _ = self.0.set(ledger);
+    }
+
+    fn inner(&self) -> Result<&Arc<dyn Ledger>, LedgerError> {
+        self.0.get().ok_or_else(|| LedgerError::Unavailable { reason: REASON.into() })
+    }
+}
+
+#[async_trait]
+impl Ledger for DeferredLedger {
+    async fn get(&self, key: &str) -> Result<Option<Record>, LedgerError> {
+        self.inner()?.get(key).await
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        value: Option<Bytes>,
+        expected: Option<u64>,
+        life: Option<Duration>,
+    ) -> Result<u64, LedgerError> {
+        self.inner()?.put(key, value, expected, life).await
+    }
+
+    async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError> {
+        self.inner()?.changes(revision, limit).await
     }
 }
 

@@ -9,14 +9,16 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
+use plenum_bus_nats::ledger::{LedgerConfig, NatsLedger};
 use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
 use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
+use plenum_bus_nats::replicas::NatsReplicas;
 use plenum_bus_nats::report::Reporter;
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-pub use deferred::{DeferredControl, DeferredLog};
+pub use deferred::{DeferredControl, DeferredLedger, DeferredLog};
 pub use settings::Placement;
 
 use crate::config::Config;
@@ -25,6 +27,8 @@ use crate::config::Config;
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause after an attempt that NATS answered, but not with what is needed.
 const PAUSE: Duration = Duration::from_secs(2);
+/// Most bytes of fences, blocks and revocations; JetStream reserves them on its storage.
+const LEDGER_BYTES: u64 = 128 << 20;
 /// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
 const CLOSING: Duration = Duration::from_millis(200);
 
@@ -36,6 +40,10 @@ pub struct Nats {
     pub log: Arc<DeferredLog>,
     /// The port, usable from the start.
     pub control: Arc<DeferredControl>,
+    /// The port, usable from the start.
+    pub ledger: Arc<DeferredLedger>,
+    /// Heartbeats of all replicas.
+    pub replicas: Arc<NatsReplicas>,
     placement: Placement,
     reporter: Reporter,
     parts: OnceLock<Started>,
@@ -57,6 +65,7 @@ impl Nats {
         let pool = Pool::connect(settings::pool(&config.nats, name)).await;
         let pool = pool.map_err(|error| settings::explain(&config.nats, error))?;
         metrics.register(Box::new(PoolCollector::new(&pool)?))?;
+        let replicas = NatsReplicas::start(PoolLinks::new(pool.clone()), &config.nats.prefix);
         let reporter = Reporter::new(settings::limits(&config.nats));
         reporter.add_pool("nats", &pool);
         Ok(Arc::new(Self {
@@ -65,6 +74,8 @@ impl Nats {
             name: name.to_owned(),
             log: Arc::default(),
             control: Arc::default(),
+            ledger: Arc::default(),
+            replicas,
             placement: Placement::new(config),
             parts: OnceLock::new(),
             options: ArcSwap::from_pointee(config.nats.clone()),
@@ -107,11 +118,21 @@ impl Nats {
         }
         let links = PoolLinks::new(self.pool.clone());
         let log = NatsLog::start(links.clone(), config.clone()).await?;
-        let control = NatsControl::start(links, &config.prefix).await;
+        let control = NatsControl::start(links.clone(), &config.prefix).await;
         let control = control.map_err(|error| SetupError::Unavailable {
             doing: "starting the control bus".into(),
             reason: error.to_string(),
         })?;
+        let ledger = LedgerConfig {
+            prefix: config.prefix.clone(),
+            replicas: config.replicas as u32,
+            max_bytes: Some(LEDGER_BYTES),
+        };
+        let ledger = NatsLedger::start(links, &ledger).await.map_err(|error| SetupError::Unavailable {
+            doing: "starting the ledger".into(),
+            reason: error.to_string(),
+        })?;
+        self.ledger.set(ledger);
         self.control.set(control.clone());
         self.log.set(log.clone());
         // Set once: begin is not called again after it.
@@ -158,6 +179,21 @@ impl Nats {
             );
         }
         Ok(())
+    }
+
+    /// Records namespaces that this configuration adds, so that no replica puts them in another retention group. Fails on
+    /// one that stands there with another group; what cannot be recorded now is recorded at the next start.
+    pub async fn record_places(&self, config: &Config) -> Result<(), SetupError> {
+        let Some(started) = self.parts.get() else { return Ok(()) };
+        let namespaces = settings::log(config).namespaces;
+        match tokio::time::timeout(ATTEMPT, started.log.record_namespaces(namespaces)).await {
+            Ok(Err(error)) if !is_passing(&error) => Err(error),
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(_)) | Err(_) => {
+                tracing::warn!("NATS does not answer: new namespaces are recorded at the next start only");
+                Ok(())
+            }
+        }
     }
 
     /// Whether all channels stay in their retention groups under this configuration.

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use plenum_api::{Broker, BrokerState};
 use plenum_bus_nats::pool::Role;
+use plenum_channels::Dependency;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::time::timeout;
 
@@ -42,6 +43,16 @@ impl Broker for Nats {
         gauge(&mut text, "plenum_nats_doubtful_shards", "Shards of the log without a tick for 3 s.", doubtful);
         gauge(&mut text, "plenum_nats_members", "Replicas that showed a sign of life, this one among them.", members);
         text
+    }
+}
+
+impl Dependency for Nats {
+    fn name(&self) -> &'static str {
+        "nats"
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.state().error
     }
 }
 
