@@ -14,11 +14,14 @@ use crate::{Bucket, Quota, QuotaError, Quotas, Rate, Replicas};
 /// Buckets that are kept; of more, those that are full are forgotten, then any.
 const MAX_BUCKETS: usize = 65_536;
 
+/// Who is counted in a quota: the replica that counted, and the member.
+type Members = HashSet<(u64, Box<str>)>;
+
 /// Counts in this process's memory, shared by the replicas that [`QuotaStore::replica`] makes.
 #[derive(Default)]
 pub struct QuotaStore {
     /// Members by quota and key, with the replica that counted them.
-    members: Mutex<HashMap<(Quota, Box<str>), HashSet<(u64, Box<str>)>>>,
+    members: Mutex<HashMap<(Quota, Box<str>), Members>>,
     buckets: Mutex<HashMap<(Rate, Box<str>), Level>>,
 }
 

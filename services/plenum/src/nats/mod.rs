@@ -133,6 +133,8 @@ impl Nats {
             reason: error.to_string(),
         })?;
         self.ledger.set(ledger);
+        // A newcomer takes nobody for present before it has heard the others.
+        self.replicas.introduced(ATTEMPT).await;
         self.control.set(control.clone());
         self.log.set(log.clone());
         // Set once: begin is not called again after it.
