@@ -1,0 +1,378 @@
+"""The cases: each fills in its figures and what was wrong, and leaves the system whole."""
+
+import threading
+import time
+
+from failure import Failure
+from stack import until
+from system import CHANNELS, STAYS, Refused, Sampler
+
+GHOST_SECONDS = 5.0  # how long somebody may be shown whose replica was killed
+CENSUS_SECONDS = 6  # after that long replicas have judged one that is silent, and every held back leave was told
+PING_SECONDS = 2  # client.ping_interval of e2e/plenum.json
+GROUPS = ("crowd", "watch")
+
+CASES = []
+
+
+def case(name, short=False):
+    def register(body):
+        CASES.append((name, body, short))
+        return body
+
+    return register
+
+
+# What the cases share
+
+
+def populate(system):
+    """36 clients on all replicas, and one observer of each channel on the replica that stays."""
+    system.clients.run("group", group="watch", count=len(CHANNELS), homes=[STAYS], pinned=True, watch=True)
+    system.clients.run("group", group="crowd", count=36)
+    system.clients.run("publish")
+    whole(system)
+
+
+def look(system, group):
+    return system.clients.run("look", group=group)["members"]
+
+
+def expected(system, groups=GROUPS):
+    """Client ids that ought to be present, by channel."""
+    there = {channel: set() for channel in CHANNELS}
+    for group in groups:
+        for number, member in enumerate(look(system, group)):
+            there[CHANNELS[number % len(CHANNELS)]].add(member["ids"][-1])
+    return there
+
+
+def differences(system, groups=GROUPS, replicas=(0, 1, 2)):
+    """What replicas show that is not so, in words; empty when all is right."""
+    wanted, found = expected(system, groups), []
+    for number in replicas:
+        for channel in CHANNELS:
+            try:
+                shown = system.present(channel, number)
+            except (Refused, OSError) as error:
+                found.append(f"replica {number}, {channel}: {error}")
+                continue
+            if shown != wanted[channel]:
+                more, less = sorted(shown - wanted[channel]), sorted(wanted[channel] - shown)
+                found.append(f"replica {number}, {channel}: {len(more)} too many {more[:2]}, {len(less)} missing {less[:2]}")
+    return found
+
+
+def whole(system, groups=GROUPS, replicas=(0, 1, 2), seconds=15):
+    """Waits until presence is right everywhere; how long that took."""
+    begin = time.monotonic()
+    until(lambda: f"presence is right: {differences(system, groups, replicas)[:4]}",
+          lambda: not differences(system, groups, replicas), seconds)
+    return time.monotonic() - begin
+
+
+def told(system, since, ids=None):
+    """Joins and leaves that observers saw since then, of these clients or of all."""
+    return [
+        each for member in look(system, "watch") for each in member["seen"]
+        if each["at"] / 1000 >= since and (ids is None or each["client"] in ids)
+    ]
+
+
+def require(wrong, condition, text):
+    if not condition:
+        wrong.append(text)
+
+
+def seconds(value):
+    return f"{value:.1f} s"
+
+
+def stalls(system):
+    """Longest stalls since the last call, in seconds: at the clients that stayed connected, of publishers, of subscribe."""
+    answer = system.clients.run("stalls", group="watch")
+    return {what: answer[what] / 1000 for what in ("delivery", "publishing", "subscribe")}, answer
+
+
+def killed_and_resumed(system, number, group, figures, wrong):
+    """Kills a replica; its clients in the group must come back elsewhere as who they were."""
+    before = look(system, group)
+    lost = [i for i, member in enumerate(before) if member["replica"] == number]
+    require(wrong, lost, f"no client was on replica {number}")
+    there = expected(system)
+    connects = [member["connects"] - (i not in lost) for i, member in enumerate(before)]
+    others = [each for each in range(3) if each != number]
+    with Sampler(system, others) as sampler:
+        system.replicas[number].kill()
+        killed = time.time()
+        after = system.clients.run("back", group=group, connects=connects, seconds=20)["members"]
+        took = max((after[i]["connectedAt"] / 1000 - killed for i in lost), default=0)
+        time.sleep(CENSUS_SECONDS)
+    after = look(system, group)
+    kept = [i for i in lost if after[i]["ids"] == before[i]["ids"]]
+    asked = sum(after[i]["asked"] - before[i]["asked"] for i in range(len(before)))
+    seen = told(system, killed)
+    hidden = sampler.hidden(there) if len(kept) == len(lost) else None
+    figures["clients of the killed replica"] = f"{len(lost)}, {len(kept)} came back with their client id, the last after {seconds(took)}"
+    figures["joins and leaves seen"] = len(seen)
+    figures["connection tokens asked for"] = asked
+    figures["longest missing from presence"] = "unknown" if hidden is None else seconds(hidden)
+    require(wrong, len(kept) == len(lost), f"{len(lost) - len(kept)} came back as somebody else: {[after[i] for i in lost if i not in kept][:2]}")
+    require(wrong, not seen, f"observers were told: {seen[:3]}")
+    require(wrong, not asked, f"getToken was called {asked} times")
+    require(wrong, not hidden, f"presence lacked somebody for {hidden} s")
+
+
+@case("replica killed: its clients come back as who they were", short=True)
+def resume(system, figures, wrong):
+    killed_and_resumed(system, 0, "crowd", figures, wrong)
+    system.restart(0)
+    figures["presence right on all replicas"] = f"after {seconds(whole(system))} more"
+
+
+@case("replica killed with clients that do not come back: nobody is shown for long", short=True)
+def ghosts(system, figures, wrong):
+    made = system.clients.run("group", group="gone", count=12, homes=[1], pinned=True)["members"]
+    ids = {member["ids"][-1] for member in made}
+    whole(system, (*GROUPS, "gone"))
+    with Sampler(system, [0, STAYS]) as sampler:
+        system.replicas[1].kill()
+        killed = time.time()
+        system.clients.run("dismiss", group="gone")
+        time.sleep(GHOST_SECONDS + 3)
+    last = sampler.last_shown(ids)
+    age = (last or killed) - killed
+    figures["shown after the kill"] = seconds(age)
+    figures["samples"] = f"{len(sampler.samples)}, refused: {sampler.errors or 'none'}"
+    require(wrong, age <= GHOST_SECONDS, f"somebody was shown for {age:.1f} s")
+    require(wrong, last, "they were never shown")
+    crowd = {each for there in expected(system).values() for each in there}
+    left = [each for each in told(system, killed, crowd) if each["kind"] == "leave"]
+    require(wrong, not left, f"observers were told that somebody left who is there: {left[:3]}")
+    system.restart(1)
+    figures["presence right on all replicas"] = f"after {seconds(whole(system))} more"
+
+
+@case("Redis emptied: presence is rebuilt", short=True)
+def flushed(system, figures, wrong):
+    there = expected(system)
+    stalls(system)
+    with Sampler(system, [0, 1, 2]) as sampler:
+        time.sleep(1)
+        begin = time.time()
+        for node in system.primaries():
+            node.ask("FLUSHALL")
+        time.sleep(0.5)
+        took = 0.5 + whole(system)
+        time.sleep(2)
+    hidden, seen = sampler.hidden(there), told(system, begin)
+    figures["presence right again"] = f"after {seconds(took)}; longest that somebody was missing: {seconds(hidden)}"
+    figures["longest stall of delivery"] = seconds(stalls(system)[0]["delivery"])
+    require(wrong, hidden <= 3, f"somebody was missing for {hidden:.1f} s")
+    require(wrong, not seen, f"observers were told: {seen[:3]}")
+
+
+@case("two tabs are two sessions, a copied token is refused", short=True)
+def tabs(system, figures, wrong):
+    # Who uses the token of a living connection takes it over, so both are used after their successor was confirmed.
+    settings = {"count": 1, "channel": "room:tabs", "user": "one-user", "pinned": True}
+    first = system.clients.run("group", group="tab-1", homes=[0], **settings)["members"][0]
+    second = system.clients.run("group", group="tab-2", homes=[1], **settings)["members"][0]
+    require(wrong, first["ids"] != second["ids"], "two tabs have one client id")
+    copied = system.clients.run("data", group="tab-1")["data"]
+    system.clients.run("cut", group="tab-1")
+    back = system.clients.run("back", group="tab-1", connects=[1])["members"][0]
+    require(wrong, back["ids"] == first["ids"], f"the cut tab came back as somebody else: {back}")
+    # The SDK sends its subscriptions along with the connect, which proves no receipt: the first pong confirms the successor.
+    time.sleep(2 * PING_SECONDS)
+    thief = system.clients.run("group", group="thief", homes=[2], data=copied, **settings)["members"][0]
+    require(wrong, thief["ids"] != first["ids"], "a copied, outdated token was accepted")
+    text = copied["plenum"]["resume"]
+    altered = {"plenum": {"resume": text[:-8] + ("A" * 8 if text[-8:] != "A" * 8 else "B" * 8)}}
+    forger = system.clients.run("group", group="forger", homes=[0], data=altered, **settings)["members"][0]
+    require(wrong, forger["ids"] != first["ids"], "an altered token was accepted")
+    owner = look(system, "tab-1")[0]
+    require(wrong, owner["client"] == "connected" and owner["connects"] == 2, f"the owner was disturbed: {owner}")
+    # A page that was loaded again: no connection token at all, only what it kept.
+    kept = system.clients.run("data", group="tab-2")["data"]
+    system.clients.run("cut", group="tab-2")
+    reloaded = system.clients.run("group", group="reloaded", homes=[2], data=kept, bare=True, **settings)["members"][0]
+    figures["a reloaded page without connection token"] = (
+        "has its client id" if reloaded["ids"] == second["ids"] else f"is somebody else: {reloaded['ids']}")
+    for group in ("tab-1", "tab-2", "thief", "forger", "reloaded"):
+        system.clients.run("dismiss", group=group)
+
+
+@case("a blocked user is out on every replica within a second", short=True)
+def blocked(system, figures, wrong):
+    system.clients.run("group", group="blocked", count=6, user="blocked-user", channel="room:blocked")
+    begin = time.time()
+    system.api("block_user", 0, user="blocked-user")
+    answered = time.time()
+    members = system.clients.run("ended", group="blocked", seconds=5)["members"]
+    ages = [member["endedAt"] / 1000 - begin for member in members]
+    codes = sorted({member["codes"][-1] for member in members})
+    figures["api answered"] = f"after {answered - begin:.2f} s"
+    figures["the last of 6 connections was closed"] = f"{max(ages):.2f} s after the call, codes {codes}"
+    require(wrong, max(ages) <= 1.0, f"closed only after {max(ages):.2f} s")
+    require(wrong, codes == [3507], f"codes {codes}")
+    system.clients.run("dismiss", group="blocked")
+    try:
+        system.clients.run("group", group="again", count=3, user="blocked-user", channel="", seconds=2)
+        wrong.append("a blocked user connected")
+    except Failure:
+        again = look(system, "again")
+        require(wrong, all(each["client"] == "disconnected" and each["codes"][-1] == 3507 for each in again),
+                f"not refused with 3507: {again}")
+    system.clients.run("dismiss", group="again")
+    system.api("unblock_user", 1, user="blocked-user")
+    time.sleep(1)
+    system.clients.run("group", group="free", count=3, user="blocked-user", channel="", seconds=5)
+    system.clients.run("dismiss", group="free")
+
+
+@case("Redis primary killed")
+def primary_killed(system, figures, wrong):
+    there, probes = expected(system), 12
+    system.clients.run("probe", count=probes, namespace="room")
+    try:
+        stalls(system)
+        time.sleep(8)
+        calm, _ = stalls(system)
+        begin = time.time()
+        watched = [*CHANNELS, *(f"room:probe-{number}" for number in range(probes))]
+        with Sampler(system, [STAYS], watched) as sampler:
+            time.sleep(1)
+            victim = system.primaries()[0]
+            victim.kill()
+            time.sleep(15)
+        hurt, detail = stalls(system)
+    finally:
+        system.clients.run("probed")
+    victim.start()
+    system.redis.wait()
+    members = {channel: there.get(channel, set()) for channel in watched}
+    hidden, asked, seen = sampler.hidden(members), sampler.stall(), told(system, begin)
+    for what in ("delivery", "publishing", "subscribe"):
+        figures[f"longest stall of {what}"] = f"{seconds(hurt[what])}, before {seconds(calm[what])}"
+    figures["longest stall of presence"] = f"{seconds(asked)}, refused: {sampler.errors or 'none'}"
+    figures["subscribes"] = f"{detail['subscribes']}, refused: {detail['subscribeErrors'] or 'none'}"
+    figures["longest missing from presence"] = seconds(hidden)
+    require(wrong, hurt["delivery"] <= calm["delivery"] + 1, "messages stalled")
+    require(wrong, hurt["publishing"] <= calm["publishing"] + 1, "publications stalled")
+    require(wrong, hidden <= 2, f"somebody was missing for {hidden:.1f} s")
+    require(wrong, not [each for each in seen if each["client"] in set().union(*there.values())], f"observers were told: {seen[:3]}")
+    whole(system)
+
+
+@case("all of Redis away for 20 s")
+def redis_away(system, figures, wrong):
+    there = expected(system)
+    stalls(system)
+    time.sleep(5)
+    calm, _ = stalls(system)
+    begin = time.time()
+    with Sampler(system, [0, 1, 2]) as sampler:
+        for node in system.redis.nodes:
+            node.kill()
+        gone = time.time()
+        time.sleep(20)
+        during, detail = stalls(system)
+        system.redis.launch()
+        system.redis.finish()
+        here = time.time()
+        back = whole(system, seconds=30)
+        time.sleep(CENSUS_SECONDS)
+    after, _ = stalls(system)
+    answered = [each for each in sampler.samples if gone + 1.5 < each[0] < here - 5 and each[3] is not None]
+    hidden, seen = sampler.hidden(there), told(system, begin)
+    figures["longest stall of delivery"] = f"{seconds(during['delivery'])}, before {seconds(calm['delivery'])}, after {seconds(after['delivery'])}"
+    figures["longest stall of publishing"] = f"{seconds(during['publishing'])}, before {seconds(calm['publishing'])}"
+    figures["presence while it was away"] = f"refused: {sampler.errors or 'never'}"
+    figures["presence right again"] = f"{seconds(back)} after the nodes served all slots ({seconds(here - gone)} after they went)"
+    figures["longest that an answer lacked somebody"] = seconds(hidden)
+    require(wrong, during["delivery"] <= calm["delivery"] + 1, "messages stalled")
+    require(wrong, during["publishing"] <= calm["publishing"] + 1, "publications stalled")
+    require(wrong, sampler.errors, "presence was answered while Redis was away")
+    require(wrong, not seen, f"observers were told: {seen[:3]}")
+    require(wrong, hidden <= 2, f"somebody was missing for {hidden:.1f} s")
+
+
+@case("replica paused for 10 s announces itself again")
+def paused(system, figures, wrong):
+    # These wait for their replica; the others there have noticed after four seconds, and resume elsewhere.
+    system.clients.run("group", group="held", count=8, homes=[1], pinned=True, patience=60_000)
+    groups = (*GROUPS, "held")
+    whole(system, groups)
+    held = {member["ids"][-1] for member in look(system, "held")}
+    before = {member["user"]: member["ids"] for member in look(system, "crowd")}
+    with Sampler(system, [0, STAYS]) as sampler:
+        system.replicas[1].freeze()
+        frozen = time.time()
+        try:
+            time.sleep(10)
+        finally:
+            system.replicas[1].thaw()
+        thawed = time.time()
+        last = max((at for at, _, _, shown in sampler.samples if shown and shown & held and at < thawed), default=frozen)
+        right = whole(system, groups, seconds=30)
+    after = look(system, "crowd")
+    changed = [member["user"] for member in after if member["ids"] != before[member["user"]]]
+    now = {member["ids"][-1] for member in look(system, "held")}
+    seen = told(system, frozen)
+    figures["its clients were shown"] = f"{seconds(last - frozen)} after it was paused"
+    figures["presence right again"] = f"{seconds(right)} after it went on"
+    figures["clients that waited for it"] = f"{len(held & now)} of {len(held)} have their client id"
+    figures["clients that noticed"] = f"{len(changed)} of {len(after)} are somebody else"
+    figures["joins and leaves seen"] = len(seen)
+    require(wrong, last - frozen <= GHOST_SECONDS, f"shown for {last - frozen:.1f} s")
+    require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
+    require(wrong, held == now, f"{len(held - now)} that waited are somebody else")
+    gone = [each for each in seen if each["kind"] == "leave" and each["client"] in now]
+    require(wrong, not gone, f"observers were told that somebody left who is there: {gone[:3]}")
+    system.clients.run("dismiss", group="held")
+    whole(system)
+
+
+@case("a replica killed every 20 s for 3 minutes, 500 clients")
+def rolling(system, figures, wrong):
+    system.clients.run("pace", pauseMs=400)
+    system.clients.run("group", group="many", count=500, wait=120, seconds=100)
+    groups = (*GROUPS, "many")
+    whole(system, groups, seconds=30)
+    asked = sum(member["asked"] for member in look(system, "many"))
+    before = {member["user"]: member["ids"] for member in look(system, "many")}
+    begin, longest, rounds = time.monotonic(), 0.0, 0
+    while time.monotonic() - begin < 180:
+        number, start = rounds % 2, time.monotonic()
+        system.replicas[number].kill()
+        restarted = threading.Timer(5, system.replicas[number].launch)
+        restarted.start()
+        longest = max(longest, whole(system, groups, (STAYS,), seconds=30))
+        restarted.join()
+        system.ready()
+        rounds += 1
+        time.sleep(max(0.0, 20 - (time.monotonic() - start)))
+    members = look(system, "many")
+    changed = [member["user"] for member in members if member["ids"] != before[member["user"]]]
+    asked = sum(member["asked"] for member in members) - asked
+    figures["kills"] = rounds
+    figures["longest until presence was right"] = seconds(longest)
+    figures["clients that are somebody else"] = f"{len(changed)} of {len(members)}"
+    figures["connection tokens asked for"] = asked
+    require(wrong, longest <= 2 * GHOST_SECONDS, f"presence was wrong for {longest:.1f} s")
+    require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
+    require(wrong, not asked, f"getToken was called {asked} times")
+    whole(system, groups, seconds=30)
+
+
+def sequences(system, figures, wrong):
+    result = system.clients.run("quiet", wait=120)
+    figures["publications"] = f"{result['acknowledged']} acknowledged, {result['delivered']} delivered to {result['subscribers']}"
+    figures["lost, doubled, reordered, told"] = ", ".join(str(result[k]) for k in ("lost", "doubled", "reordered", "told"))
+    figures["publications repeated after"] = result["errors"] or "none"
+    wrong += result["faults"]
+    require(wrong, not result["misplaced"], f"{result['misplaced']} misplaced")
+    require(wrong, not result["told"], f"clients were told of a loss {result['told']} times")
+    require(wrong, not result["behind"], f"{len(result['behind'])} never got the last: {result['behind'][:2]}")
+    require(wrong, not result["unknown"], f"{result['unknown']} publications got no acknowledgement")

@@ -1,0 +1,200 @@
+"""The system under test: three NATS servers, six Redis nodes, three replicas, and a process with clients and publishers."""
+
+import http.client
+import json
+import os
+import pathlib
+import queue
+import shutil
+import subprocess
+import sys
+import threading
+import time
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "deploy/stack"), str(ROOT / "e2e/faults")]
+from cluster import Cluster  # noqa: E402
+from failure import Failure  # noqa: E402
+from redis import RedisCluster  # noqa: E402
+from stack import LOGS, START_SECONDS, Load, Replica, until  # noqa: E402
+
+PASSWORD = "a-password-of-the-test-suites-only"
+CHANNELS = [f"room:{number}" for number in range(4)]
+# The replica that is neither killed nor paused: what it says is what those see who stay.
+STAYS = 2
+SAMPLE_SECONDS = 0.1
+ROOM = {
+    "name": "room", "presence": True, "join_leave": True, "force_push_join_leave": True, "history_size": 20000,
+    "history_ttl": "600s", "force_recovery": True, "allow_subscribe_for_client": True, "allow_presence_for_subscriber": True,
+}
+
+
+class Refused(Exception):
+    """The server API answered with an error; its text holds code and message."""
+
+    def __init__(self, error):
+        super().__init__(f"{error.get('code')} {error.get('message')}")
+        self.code = error.get("code")
+
+
+class Clients(Load):
+    """The process with the clients (clients.mjs)."""
+
+    def __init__(self, settings):
+        environment = dict(os.environ, PLENUM_TOOLS=str(ROOT / ".tools"), NO_PROXY="127.0.0.1")
+        self.process = subprocess.Popen(
+            ["node", str(ROOT / "e2e/sessions/clients.mjs"), json.dumps(settings)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment,
+        )
+        self.answers = queue.Queue()
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def run(self, command, wait=60, **settings):
+        return self.ask(json.dumps({"run": command, **settings}), wait)
+
+
+class Sampler:
+    """Asks replicas again and again who is present in the channels; a sample is (time, replica, channel, clients or None)."""
+
+    def __init__(self, system, replicas, channels=None):
+        self.system, self.samples, self.errors = system, [], {}
+        self.ended = threading.Event()
+        self.threads = [
+            threading.Thread(target=self._ask, args=(number, channels or CHANNELS), daemon=True) for number in replicas
+        ]
+
+    def __enter__(self):
+        for thread in self.threads:
+            thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ended.set()
+        for thread in self.threads:
+            thread.join()
+
+    def _ask(self, number, channels):
+        while not self.ended.is_set():
+            for channel in channels:
+                try:
+                    clients = frozenset(self.system.present(channel, number))
+                except (Refused, OSError, http.client.HTTPException) as error:
+                    clients = None
+                    text = str(error) or type(error).__name__
+                    self.errors[text] = self.errors.get(text, 0) + 1
+                self.samples.append((time.time(), number, channel, clients))
+            self.ended.wait(SAMPLE_SECONDS)
+
+    def last_shown(self, clients):
+        """When one of these was shown last."""
+        return max((at for at, _, _, there in self.samples if there and there & clients), default=None)
+
+    def hidden(self, expected, since=0.0):
+        """Longest time for which answers lacked somebody who was there; `expected` is a set of clients by channel."""
+        return self._longest(since, lambda channel, there: None if there is None else not expected[channel] <= there)
+
+    def stall(self, since=0.0):
+        """Longest time between two answers about a channel, of one replica, that were no errors."""
+        return self._longest(since, lambda _, there: there is None)
+
+    def _longest(self, since, wrong):
+        """Longest time from the last right answer before a wrong one to the next right one; wrong is None where unknown."""
+        good, longest = {}, 0.0
+        bad = set()
+        for at, number, channel, there in sorted(self.samples, key=lambda sample: sample[0]):
+            if at < since:
+                continue
+            key = number, channel
+            verdict = wrong(channel, there)
+            if verdict:
+                bad.add(key)
+            elif verdict is False:
+                if key in bad:
+                    longest = max(longest, at - good.get(key, since or at))
+                    bad.discard(key)
+                good[key] = at
+        for key in bad:
+            longest = max(longest, time.time() - good.get(key, since))
+        return longest
+
+
+class System:
+    def __init__(self, folder):
+        LOGS.mkdir(parents=True, exist_ok=True)
+        self.folder = pathlib.Path(folder)
+        self.cluster = Cluster(3, folder, PASSWORD)
+        self.redis = RedisCluster(self.folder / "redis")
+        settings = json.loads((ROOT / "e2e/plenum.json").read_text())
+        settings["channel"]["namespaces"].append(ROOM)
+        settings["nats"] = {"servers": self.cluster.urls, "replicas": 3, "user": "plenum", "password": PASSWORD}
+        settings["redis"] = {"servers": self.redis.servers, "user": self.redis.user, "password": self.redis.password}
+        self.key = settings["http_api"]["key"]
+        self.replicas = []
+        for number in range(3):
+            log_path = LOGS / f"sessions-replica-{number}.log"
+            log_path.write_bytes(b"")
+            self.replicas.append(Replica(number, folder, settings, log_path))
+        self.clients = None
+        self.settings = {
+            "endpoints": [replica.port for replica in self.replicas], "apiKey": self.key,
+            "tokenKey": settings["client"]["token"]["hmac_secret_key"], "channels": CHANNELS, "publishers": 8, "pauseMs": 100,
+        }
+
+    def start(self):
+        self.redis.launch()
+        self.cluster.start()
+        self.redis.finish()
+        for replica in self.replicas:
+            replica.launch()
+        self.ready()
+        self.clients = Clients(self.settings)
+
+    def ready(self):
+        for replica in self.replicas:
+            until(f"{replica.name} ready", replica.ready, START_SECONDS)
+
+    def restart(self, number):
+        self.replicas[number].launch()
+        self.ready()
+
+    def stop(self):
+        """Ends all of it; says what went wrong, or None."""
+        problem = None
+        try:
+            if self.clients:
+                self.clients.stop()
+            for replica in self.replicas:
+                problem = problem or replica.stop()
+            for replica in self.replicas:
+                problem = problem or replica.misbehaved()
+        finally:
+            self.redis.stop()
+            self.cluster.stop()
+            for node in [*self.cluster.servers, *self.redis.nodes]:
+                if node.log_path.exists():
+                    shutil.copy(node.log_path, LOGS / f"sessions-{node.name}.log")
+        return problem
+
+    def api(self, method, number=STAYS, seconds=3, **body):
+        connection = http.client.HTTPConnection("127.0.0.1", self.replicas[number].port, timeout=seconds)
+        try:
+            headers = {"content-type": "application/json", "x-api-key": self.key}
+            connection.request("POST", f"/api/{method}", json.dumps(body), headers)
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        if "error" in answer:
+            raise Refused(answer["error"])
+        return answer["result"]
+
+    def present(self, channel, number=STAYS):
+        """Client ids that a replica shows in a channel."""
+        return set(self.api("presence", number, channel=channel)["presence"])
+
+    def primaries(self):
+        return [node for node in self.redis.nodes if node.process.poll() is None and node.role() == "master"]
+
+    def progress(self, more, seconds):
+        """Waits until each publisher has had `more` further publications acknowledged."""
+        least = self.clients.run("now")["least"] + more
+        until(f"{more} more of each publisher", lambda: self.clients.run("now")["least"] >= least, seconds)
