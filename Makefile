@@ -41,8 +41,8 @@ test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Pyth
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
 
-test-faults: ## Kill, freeze and cut off NATS servers and replicas under load, 15 minutes (e2e/faults/run NAME for one)
-	@e2e/run faults
+test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, 25 minutes (e2e/faults/run NAME for one)
+	@e2e/run faults sessions-faults
 
 lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
 	cargo fmt --all --check

@@ -143,6 +143,7 @@ function returned(group, connects) {
 
 const publishers = [];
 const running = [];
+let troubles = new Map(); // answers of publishes since the last look, with the replica
 const agent = new http.Agent({ keepAlive: true });
 let going = false;
 
@@ -176,13 +177,16 @@ async function publish(publisher, p) {
     const begin = Date.now();
     const body = JSON.stringify({ channel: publisher.channel, data: { p, n }, idempotency_key: `${p}-${n}` });
     for (;;) {
-      const { result, error } = await attempt(endpoints[turn % endpoints.length], body);
+      const replica = turn % endpoints.length;
+      const { result, error } = await attempt(endpoints[replica], body);
       if (result) {
         publisher.done.set(n, result);
         publisher.stall = Math.max(publisher.stall, Date.now() - begin);
         break;
       }
       publisher.errors.set(error, (publisher.errors.get(error) ?? 0) + 1);
+      const where = `replica ${replica}: ${error}`;
+      troubles.set(where, (troubles.get(where) ?? 0) + 1);
       turn += 1;
       if (Date.now() - begin > GIVE_UP_MS) {
         publisher.unknown += 1;
@@ -279,9 +283,9 @@ const commands = {
     return { members: ended };
   },
 
-  /** Breaks the sockets of a group without a word. */
-  cut({ group }) {
-    for (const { state } of members(group)) state.socket?.terminate();
+  /** Breaks the sockets of a group, or of its first `count`, without a word. */
+  cut({ group, count }) {
+    for (const { state } of members(group).slice(0, count)) state.socket?.terminate();
     return {};
   },
 
@@ -300,19 +304,25 @@ const commands = {
     return {};
   },
 
-  /** Forgets the longest stalls; answers with those so far. Stalls of delivery are those of subscribers that are connected. */
-  stalls({ group }) {
-    const chosen = members(group).map(({ witness }) => witness);
+  /** Forgets the longest stalls; answers with those so far. Of delivery: of clients of the groups that stayed connected. */
+  stalls({ groups: names }) {
+    const all = names.flatMap((name) => members(name));
+    const stayed = all.filter((member) => member.connects === (member.marked ?? member.connects));
+    const [worst] = stayed.toSorted((a, b) => b.witness.stall - a.witness.stall);
     const answer = {
-      delivery: Math.max(0, ...chosen.map(({ stall }) => stall)),
+      delivery: worst?.witness.stall ?? 0,
+      worst: worst?.witness.name,
+      returned: all.filter((member) => !stayed.includes(member)).map(({ user, codes }) => `${user} ${codes.slice(-2)}`),
       publishing: Math.max(0, ...publishers.map(({ stall }) => stall)),
+      publishErrors: Object.fromEntries(troubles),
       subscribe: probes.longest,
       subscribes: probes.done,
       subscribeErrors: Object.fromEntries(probes.errors),
-      acknowledged: acknowledged(),
     };
+    for (const member of [...groups.values()].flat()) member.marked = member.connects;
     for (const witness of witnesses) witness.stall = 0;
     for (const publisher of publishers) publisher.stall = 0;
+    troubles = new Map();
     Object.assign(probes, { longest: 0, done: 0, errors: new Map() });
     return answer;
   },
@@ -349,7 +359,7 @@ const commands = {
   },
 
   now() {
-    return { at: Date.now(), acknowledged: acknowledged(), least: Math.min(...publishers.map(({ done }) => done.size)) };
+    return { least: Math.min(...publishers.map(({ done }) => done.size)) };
   },
 
   /** Ends the publishers, waits until everybody has everything, and says what was wrong. */

@@ -159,6 +159,19 @@ class System:
         self.replicas[number].launch()
         self.ready()
 
+    def heal(self):
+        """After a case that failed half way: everything runs again."""
+        for node in self.redis.nodes:
+            if node.process.poll() is not None:
+                node.start()
+            node.thaw()
+        self.redis.wait()
+        for replica in self.replicas:
+            if replica.process.poll() is not None:
+                replica.launch()
+            replica.thaw()
+        self.ready()
+
     def stop(self):
         """Ends all of it; says what went wrong, or None."""
         problem = None
