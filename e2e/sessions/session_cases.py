@@ -106,7 +106,7 @@ def judge_delivery(calm, hurt, detail, figures, wrong):
 
 
 def described(events):
-    """Joins and leaves, counted by kind and channel member."""
+    """How many joins and leaves, and whose."""
     kinds = [each["kind"] for each in events]
     return f"{kinds.count('join')} joins, {kinds.count('leave')} leaves {sorted({each['user'] for each in events})[:6]}"
 
