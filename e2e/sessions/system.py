@@ -91,33 +91,30 @@ class Sampler:
         """When one of these was shown last."""
         return max((at for at, _, _, there in self.samples if there and there & clients), default=None)
 
-    def hidden(self, expected, since=0.0):
-        """Longest time for which answers lacked somebody who was there; `expected` is a set of clients by channel."""
-        return self._longest(since, lambda channel, there: None if there is None else not expected[channel] <= there)
-
-    def stall(self, since=0.0):
-        """Longest time between two answers about a channel, of one replica, that were no errors."""
-        return self._longest(since, lambda _, there: there is None)
-
-    def _longest(self, since, wrong):
-        """Longest time from the last right answer before a wrong one to the next right one; wrong is None where unknown."""
-        good, longest = {}, 0.0
-        bad = set()
-        for at, number, channel, there in sorted(self.samples, key=lambda sample: sample[0]):
-            if at < since:
+    def hidden(self, expected):
+        """Longest time for which answers lacked somebody who was there: from the first that did to the next that did not.
+        `expected` is a set of clients by channel."""
+        first, longest = {}, 0.0
+        for at, number, channel, there in self._sorted():
+            if there is None:
                 continue
-            key = number, channel
-            verdict = wrong(channel, there)
-            if verdict:
-                bad.add(key)
-            elif verdict is False:
-                if key in bad:
-                    longest = max(longest, at - good.get(key, since or at))
-                    bad.discard(key)
-                good[key] = at
-        for key in bad:
-            longest = max(longest, time.time() - good.get(key, since))
+            if not expected[channel] <= there:
+                first.setdefault((number, channel), at)
+            elif (begin := first.pop((number, channel), None)) is not None:
+                longest = max(longest, at - begin)
+        return max([longest, *(time.time() - begin for begin in first.values())])
+
+    def stall(self):
+        """Longest time between two answers about a channel, of one replica, that were no errors."""
+        last, longest = {}, 0.0
+        for at, number, channel, there in self._sorted():
+            if there is not None:
+                longest = max(longest, at - last.get((number, channel), at))
+                last[number, channel] = at
         return longest
+
+    def _sorted(self):
+        return sorted(self.samples, key=lambda sample: sample[0])
 
 
 class System:
