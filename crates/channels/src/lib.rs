@@ -19,6 +19,7 @@ mod outbox;
 mod pattern;
 mod ports;
 mod position;
+mod recall;
 mod registry;
 mod resume;
 mod session;

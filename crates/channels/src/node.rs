@@ -18,6 +18,7 @@ use crate::hub::Hub;
 use crate::idempotency::Idempotency;
 use crate::memory::{MemoryLedger, SoleReplica};
 use crate::outbox::Mail;
+use crate::recall::Recall;
 use crate::registry::Registry;
 use crate::resume::{Grace, Resume};
 use crate::stats::{History, SAMPLE_EVERY};
@@ -98,6 +99,8 @@ pub struct Node {
     accepting: AtomicBool,
     /// Idempotency keys of publications that the log does not keep; of this replica only.
     pub(crate) announced: Mutex<Idempotency>,
+    /// What keys were published before, beyond the log's window.
+    pub(crate) recall: Recall,
     /// Second since start in the upper half, connections accepted in it in the lower.
     rate: AtomicU64,
     history: History,
@@ -162,6 +165,7 @@ impl Node {
             started: Instant::now(),
             accepting: AtomicBool::new(true),
             announced: Mutex::new(Idempotency::new(ANNOUNCED_WINDOW.as_millis() as u64, MAX_ANNOUNCED)),
+            recall: Recall::new(shared.results),
             rate: AtomicU64::new(0),
             history: History::default(),
         });

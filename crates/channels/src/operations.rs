@@ -12,6 +12,7 @@ use plenum_telemetry::AppendFailure;
 use tokio::time::Instant;
 
 use crate::pattern::Pattern;
+use crate::recall::Place;
 use crate::{
     Announcement, Answer, Append, AppendError, Appended, ClusterStats, Durability, IdempotencyKey, NamespaceOptions,
     Node, NodeInfo, OperationError, Order, Page, Position, PresenceStats, Question, Read, ReadError, Since,
@@ -20,6 +21,8 @@ use crate::{
 
 /// Attempts to publish a version while others publish on the same channel.
 const VERSION_ATTEMPTS: usize = 16;
+/// Scope of the idempotency keys of the server API.
+const API: &str = "api";
 /// Longest idempotency key, in bytes.
 const MAX_KEY_BYTES: usize = 255;
 
@@ -75,10 +78,10 @@ pub(crate) type Publishing = BoxFuture<'static, Result<Published, OperationError
 impl Node {
     /// Publishes; resolves when the log has acknowledged it (or, without history, when it was sent).
     pub async fn publish(self: &Arc<Self>, request: Publish) -> Result<Published, OperationError> {
-        self.start_publish("api", request, None).await
+        self.start_publish(API, request, None).await
     }
 
-    /// Publishes. The call itself fixes the order among publications of this node to the same channel; only a
+    /// Publishes. The call itself fixes the order among publications of this node and scope to the same channel; only a
     /// publication with a version is ordered when the future runs.
     pub(crate) fn start_publish(
         self: &Arc<Self>,
@@ -107,6 +110,11 @@ impl Node {
         let shows_position = namespace.keeps_history();
         if append.version.is_some() {
             return publish_version(self.clone(), append, shows_position).boxed();
+        }
+        // Clients give no keys, and one connection's publications never wait for another's.
+        let place = (scope == API).then(|| self.recall.queue(&append.channel, append.idempotency.as_ref())).flatten();
+        if let Some(place) = place {
+            return publish_in_line(self.clone(), append, place, shows_position).boxed();
         }
         let appending = self.append(append);
         async move { Ok(Published { position: shows_position.then_some(appending.await?.position) }) }.boxed()
@@ -371,8 +379,32 @@ async fn announce(
     Ok(Published { position: None })
 }
 
-/// Appends unless the channel holds this version or a newer one; decided against the tail by a conditional append.
+/// Appends in the order of the line, unless the key was published before.
+async fn publish_in_line(
+    node: Arc<Node>,
+    append: Append,
+    place: Place,
+    shows_position: bool,
+) -> Result<Published, OperationError> {
+    let (channel, key) = (append.channel.clone(), append.idempotency.clone());
+    if let Some(position) = node.recall.turn(&place, key.as_ref()).await {
+        return Ok(Published { position: shows_position.then_some(position) });
+    }
+    let appending = node.append(append);
+    drop(place);
+    let position = appending.await?.position;
+    let ttl = node.settings().channel.idempotent_result_ttl;
+    node.recall.keep(&channel, key.as_ref(), &position, ttl);
+    Ok(Published { position: shows_position.then_some(position) })
+}
+
+/// Appends unless the channel holds this version or a newer one, or the key was published before; decided against the
+/// tail by a conditional append.
 async fn publish_version(node: Arc<Node>, append: Append, shows_position: bool) -> Result<Published, OperationError> {
+    let key = append.idempotency.as_ref();
+    if let Some(position) = node.recall.first(&append.channel, key).await {
+        return Ok(Published { position: shows_position.then_some(position) });
+    }
     for _ in 0..VERSION_ATTEMPTS {
         let tail = node.log.tail(&append.channel).await?;
         if let (Some(held), Some(new)) = (&tail.version, &append.version)
@@ -383,7 +415,11 @@ async fn publish_version(node: Arc<Node>, append: Append, shows_position: bool) 
         }
         let attempt = Append { expected: Some(tail.position.offset), ..append.clone() };
         match node.append(attempt).await {
-            Ok(appended) => return Ok(Published { position: shows_position.then_some(appended.position) }),
+            Ok(appended) => {
+                let ttl = node.settings().channel.idempotent_result_ttl;
+                node.recall.keep(&append.channel, key, &appended.position, ttl);
+                return Ok(Published { position: shows_position.then_some(appended.position) });
+            }
             Err(AppendError::Conflict { .. }) => {}
             Err(error) => return Err(error.into()),
         }

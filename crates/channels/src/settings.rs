@@ -197,6 +197,10 @@ pub struct ChannelSettings {
     /// How long a channel's last position outlives its newest publication. Default 720 h.
     #[serde(with = "duration")]
     pub history_meta_ttl: Duration,
+    /// Ours: how long the first result of an idempotency key is remembered in Redis, beyond the log's own window.
+    /// Default 5 min; 1 s to 24 h.
+    #[serde(with = "duration")]
+    pub idempotent_result_ttl: Duration,
     /// Most bytes in a channel name; a longer one gets error 107. Default and most 255.
     pub max_length: usize,
     /// Channels whose name starts with this need a subscription token. Default `$`; empty: none do.
@@ -223,6 +227,7 @@ impl Default for ChannelSettings {
             without_namespace: NamespaceOptions::default(),
             namespaces: Vec::new(),
             history_meta_ttl: Duration::from_secs(720 * 3600),
+            idempotent_result_ttl: Duration::from_secs(300),
             max_length: 255,
             private_prefix: "$".into(),
             namespace_boundary: ":".into(),

@@ -10,6 +10,9 @@ use super::{Compiled, Durability, NamespaceOptions, Rules};
 use crate::ports::MAX_CHANNEL_BYTES;
 use crate::settings::{ChannelSettings, ClientSettings, MAX_PUBLICATION_BYTES, Settings, duration};
 
+const SECOND: Duration = Duration::from_secs(1);
+const HOUR: Duration = Duration::from_secs(3600);
+
 /// A setting that cannot be used. `key` is the path in the configuration.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum SettingsError {
@@ -151,8 +154,6 @@ fn contradiction(key: String, value: impl ToString, other: String, allowed: &str
 }
 
 fn check_client(client: &ClientSettings) -> Result<(), SettingsError> {
-    const SECOND: Duration = Duration::from_secs(1);
-    const HOUR: Duration = Duration::from_secs(3600);
     for (key, value) in
         [("client.ping_interval", client.ping_interval), ("client.stale_close_delay", client.stale_close_delay)]
     {
@@ -214,6 +215,10 @@ fn check_channel(channel: &ChannelSettings) -> Result<(), SettingsError> {
     if !(1..=MAX_PUBLICATION_BYTES).contains(&channel.max_publication_size) {
         let allowed = format!("from 1 to {MAX_PUBLICATION_BYTES}");
         return Err(out_of_bounds("channel.max_publication_size", channel.max_publication_size, &allowed));
+    }
+    let ttl = channel.idempotent_result_ttl;
+    if !(SECOND..=24 * HOUR).contains(&ttl) {
+        return Err(out_of_bounds("channel.idempotent_result_ttl", duration::format(&ttl), "from 1s to 24h"));
     }
     if channel.history_meta_ttl.is_zero() || channel.history_meta_ttl.subsec_nanos() != 0 {
         let value = duration::format(&channel.history_meta_ttl);

@@ -242,6 +242,11 @@ const CHANNEL: &[Entry] = &[
         Duration,
         "How long a channel's last position outlives its newest publication; whole seconds.",
     ),
+    (
+        "channel.idempotent_result_ttl",
+        Duration,
+        "! How long the first result of an idempotency key is remembered in Redis, beyond the log's own window; 1s to 24h.",
+    ),
     ("channel.max_length", Number, "Bytes in a channel name, 1 to 255; beyond it error 107."),
     ("channel.private_prefix", Text, "Channels whose name starts with this need a subscription token; empty: none do."),
     ("channel.namespace_boundary", Text, "Separates the namespace from the rest of a name; empty: no namespaces."),
