@@ -1,18 +1,25 @@
 //! The connections that the log uses.
 
 use std::ops::Deref;
+use std::panic::Location;
 use std::sync::Arc;
 
 use async_nats::Client;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
 
-use crate::pool::{EventKind, InUse, Pinned, Pool, PoolEvent, Role};
+use crate::pool::{EventKind, InUse, Lease, Pinned, Pool, PoolEvent, Role};
 
 /// Which connection serves what.
 pub trait Links: Send + Sync + 'static {
     /// For one request or a few, which need no order.
     fn any(&self) -> Held;
+
+    /// For a series of requests such as the pages of a read; a holder that keeps it for minutes is reported with `place`.
+    fn series(&self, place: &'static Location<'static>) -> Held {
+        let _ = place;
+        self.any()
+    }
 
     /// For everything that is sent in order under this number, as long as it is held.
     fn pinned(&self, number: u64) -> Held;
@@ -40,6 +47,7 @@ pub struct Held {
 enum Guard {
     Any(InUse),
     Pinned(Pinned),
+    Lease(#[expect(dead_code, reason = "held for its drop")] Lease),
 }
 
 impl Held {
@@ -53,6 +61,7 @@ impl Held {
         match &self.guard {
             Guard::Any(guard) => guard.carries(requests),
             Guard::Pinned(guard) => guard.carries(requests),
+            Guard::Lease(_) => {}
         }
     }
 }
@@ -107,6 +116,12 @@ impl Links for PoolLinks {
     fn any(&self) -> Held {
         let guard = self.pool.any();
         Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Any(guard) }
+    }
+
+    fn series(&self, place: &'static Location<'static>) -> Held {
+        let lease = self.pool.lease_at(place);
+        let Ok(client) = lease.client().cloned() else { return self.any() };
+        Held { client, connection: lease.connection(), guard: Guard::Lease(lease) }
     }
 
     fn pinned(&self, number: u64) -> Held {

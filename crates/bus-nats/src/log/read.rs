@@ -1,5 +1,6 @@
 //! History and tails, read straight from the stream with bounded memory and a proof of freshness.
 
+use std::panic::Location;
 use std::sync::Arc;
 
 use plenum_channels::{Page, Position, Read, Since, Tail, Version};
@@ -56,7 +57,7 @@ struct Top {
 impl Reader<'_> {
     /// Fresh through at least `required` and everything that this replica knows of.
     async fn top(&self, required: u64) -> Result<Top, RequestError> {
-        let client = self.links.any();
+        let client = self.links.series(Location::caller());
         let (subject, marker) = (self.shard.names.publication(self.channel), self.shard.names.marker(self.channel));
         let fresh = self.shard.fresh(&client, &[subject.clone(), marker.clone()], 0, required).await?;
         let (mut last, mut hidden) = (None, 0);

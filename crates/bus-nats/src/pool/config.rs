@@ -68,7 +68,7 @@ pub struct PoolConfig {
     pub max_publishing: usize,
     /// Connections that carry subscriptions; fixed for the life of the pool (default 1).
     pub subscribing: usize,
-    /// One connection more when the mean in flight per publishing connection stays above this for 5 s (default 2,048).
+    /// One connection more when the mean in flight per publishing connection stays above this for 5 s (default 1,536).
     pub grow_above: usize,
     /// One connection less when it stays below this for 60 s (default 64).
     pub shrink_below: usize,
@@ -120,7 +120,7 @@ impl PoolConfig {
             min_publishing: 2,
             max_publishing: 4,
             subscribing: 1,
-            grow_above: 2048,
+            grow_above: 1536,
             shrink_below: 64,
             recycle_after: Duration::from_secs(3600),
             probe_every: Duration::from_secs(30),

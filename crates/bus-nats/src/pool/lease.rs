@@ -89,6 +89,11 @@ impl Lease {
         }
         Ok(&self.connection.client)
     }
+
+    /// Number of the connection.
+    pub fn connection(&self) -> usize {
+        self.connection.id()
+    }
 }
 
 impl Drop for Lease {

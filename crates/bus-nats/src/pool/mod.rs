@@ -179,7 +179,12 @@ impl Pool {
     /// A connection for a series of requests (paging, exports); see [`Lease`].
     #[track_caller]
     pub fn lease(self: &Arc<Self>) -> Lease {
-        Lease::new(self.clone(), self.lightest(), Location::caller())
+        self.lease_at(Location::caller())
+    }
+
+    /// As [`Pool::lease`], for a holder that names the place itself.
+    pub fn lease_at(self: &Arc<Self>, taken_at: &'static Location<'static>) -> Lease {
+        Lease::new(self.clone(), self.lightest(), taken_at)
     }
 
     /// Events of all connections from now on. A receiver that lags more than 1,024 events behind is told by

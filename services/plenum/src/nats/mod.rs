@@ -123,11 +123,8 @@ impl Nats {
             doing: "starting the control bus".into(),
             reason: error.to_string(),
         })?;
-        let ledger = LedgerConfig {
-            prefix: config.prefix.clone(),
-            replicas: config.replicas as u32,
-            max_bytes: Some(LEDGER_BYTES),
-        };
+        let ledger =
+            LedgerConfig { prefix: config.prefix.clone(), replicas: config.replicas, max_bytes: Some(LEDGER_BYTES) };
         let ledger = NatsLedger::start(links, &ledger).await.map_err(|error| SetupError::Unavailable {
             doing: "starting the ledger".into(),
             reason: error.to_string(),
