@@ -98,6 +98,11 @@ impl Resumption {
         if !state.complete && self.began.elapsed() < DOUBT { Join::Keep } else { Join::Announce }
     }
 
+    /// The connection could not enter the channel.
+    pub(crate) fn retract(&self, channel: &Arc<str>) {
+        self.state.lock().entered.remove(channel);
+    }
+
     /// For [`Join::Later`]: whether the join is to be announced.
     pub(crate) async fn settled(&self, channel: &Arc<str>) -> bool {
         let mut done = self.done.clone();

@@ -109,8 +109,35 @@ impl Seat {
         let entering = visible.enter();
         // From here on dropping the future takes the entry back, whether it was made or not.
         let seat = Seat(Some(visible));
-        entering.await?;
-        Ok(seat)
+        match entering.await {
+            Ok(()) => Ok(seat),
+            Err(error) => {
+                seat.give_back();
+                Err(error)
+            }
+        }
+    }
+
+    /// Presence could not be entered: the next attempt finds what this one had taken over, and without one the leave that
+    /// was held back is told after all.
+    fn give_back(mut self) {
+        let Some(visible) = self.0.take_if(|visible| visible.caller.identity.resumption.is_some()) else { return };
+        if let Some(resumption) = &visible.caller.identity.resumption {
+            resumption.retract(&visible.channel);
+        }
+        if !visible.exit() {
+            return;
+        }
+        let announced = visible.join == Join::Keep;
+        let Visible { caller, channel, info, presence, .. } = visible;
+        caller.node.leave_later(NewLeave {
+            identity: caller.identity,
+            channel,
+            info,
+            presence,
+            announced,
+            silent: false,
+        });
     }
 
     /// Makes the presence entry again, for a new lease.

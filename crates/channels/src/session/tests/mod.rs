@@ -15,14 +15,15 @@ mod server_side;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
 use plenum_protocol::{
-    Command, ConnectRequest, ConnectResult, Disconnect, Encoding, ErrorReply, Publication, PublishRequest, Push,
-    PushEvent, Reply, ReplyResult, Request, SubscribeRequest, SubscribeResult, encode_command, replies,
+    ClientInfo, Command, ConnectRequest, ConnectResult, Disconnect, Encoding, ErrorReply, Publication, PublishRequest,
+    Push, PushEvent, Reply, ReplyResult, Request, SubscribeRequest, SubscribeResult, encode_command, replies,
 };
 use plenum_telemetry::Metrics;
 
@@ -30,8 +31,8 @@ use crate::memory::{
     ControlBus, MemoryBroker, MemoryControl, MemoryLedger, MemoryLog, MemoryPresence, PresenceStore, ReplicaBus,
 };
 use crate::{
-    ConnectionClaims, Ledger, Link, Log, NamespaceOptions, Node, Parts, Session, Settings, Shared, SubscribeOptions,
-    SubscriptionClaims, TokenError, Tokens, Work,
+    ConnectionClaims, Lease, Ledger, Link, Log, NamespaceOptions, Node, Parts, Presence, PresenceError, PresenceStats,
+    Session, Settings, Shared, SubscribeOptions, SubscriptionClaims, TokenError, Tokens, Work,
 };
 
 /// Grants what a token spells out: `user[;exp=unix seconds][;channel=name][;client=id][;info=json][;subs=name,name]`. The signed
@@ -126,7 +127,45 @@ struct Cluster {
     broker: Arc<MemoryBroker>,
     presence: Arc<PresenceStore>,
     control: Arc<ControlBus>,
+    /// While true nobody can enter presence.
+    away: Arc<AtomicBool>,
     started: u32,
+}
+
+/// Presence whose store may be away.
+struct Faltering {
+    presence: Arc<dyn Presence>,
+    away: Arc<AtomicBool>,
+}
+
+#[async_trait]
+impl Presence for Faltering {
+    async fn join(&self, channel: &str, member: Arc<ClientInfo>) -> Result<(), PresenceError> {
+        if self.away.load(Ordering::Relaxed) {
+            return Err(PresenceError::Unavailable { reason: "away".into() });
+        }
+        self.presence.join(channel, member).await
+    }
+
+    async fn leave(&self, channel: &str, client: &str) -> Result<(), PresenceError> {
+        self.presence.leave(channel, client).await
+    }
+
+    async fn members(&self, channel: &str) -> Result<Vec<Arc<ClientInfo>>, PresenceError> {
+        self.presence.members(channel).await
+    }
+
+    async fn stats(&self, channel: &str) -> Result<PresenceStats, PresenceError> {
+        self.presence.stats(channel).await
+    }
+
+    async fn renew(&self) -> Result<Lease, PresenceError> {
+        self.presence.renew().await
+    }
+
+    async fn resign(&self) -> Result<(), PresenceError> {
+        self.presence.resign().await
+    }
 }
 
 impl Cluster {
@@ -141,6 +180,7 @@ impl Cluster {
             broker: MemoryBroker::new(crate::memory::MemoryConfig::default()),
             presence: PresenceStore::new(),
             control: ControlBus::new(),
+            away: Arc::default(),
             started: 0,
         }
     }
@@ -151,7 +191,7 @@ impl Cluster {
         let parts = Parts {
             settings,
             log: self.broker.replica(),
-            presence: self.presence.replica(&name),
+            presence: Arc::new(Faltering { presence: self.presence.replica(&name), away: self.away.clone() }),
             control: self.control.side(),
             tokens: Arc::new(Spelled),
             metrics: Metrics::new().unwrap(),

@@ -283,6 +283,32 @@ async fn who_resumes_neither_leaves_nor_joins() {
     }
 }
 
+/// The first attempt to enter presence fails: the second one must not tell of a join again, and without a second one the
+/// leave is told.
+#[tokio::test(start_paused = true)]
+async fn who_cannot_enter_presence_at_first_has_neither_left_nor_joined() {
+    for (elsewhere, again) in [(false, true), (true, true), (false, false)] {
+        let mut cluster = Cluster::new();
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut observer, client, id, pass) = room(&one, &one).await;
+        client.end(LOST);
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.away.store(true, Ordering::Relaxed);
+        let node = if elsewhere { &other } else { &one };
+        let (mut client, ..) = Client::connect_with(node, "anna", &pass).await;
+        assert_eq!(client.subscribe("room:a", None).await.unwrap_err().code, 100);
+        cluster.away.store(false, Ordering::Relaxed);
+        if again {
+            client.subscribe("room:a", None).await.unwrap();
+            assert_eq!(seen(&mut observer).await, None, "elsewhere: {elsewhere}");
+            assert!(present(&one, &id).await && present(&other, &id).await);
+            client.end(CLOSED_BY_CLIENT);
+        }
+        assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())), "again: {again}");
+        assert!(!present(&one, &id).await);
+    }
+}
+
 /// The old socket is not known to be dead when the client is back.
 #[tokio::test(start_paused = true)]
 async fn who_resumes_before_the_old_socket_has_ended_neither_leaves_nor_joins() {
