@@ -18,6 +18,11 @@ impl Numbers {
         new
     }
 
+    /// How many are here and in `other`.
+    pub(crate) fn within(&self, other: &Numbers) -> u64 {
+        self.0.iter().zip(&other.0).map(|(here, there)| u64::from((here & there).count_ones())).sum()
+    }
+
     /// How many are here and not in `other`.
     pub(crate) fn without(&self, other: &Numbers) -> u64 {
         let other = other.0.iter().chain(std::iter::repeat(&0));
@@ -36,26 +41,20 @@ pub(crate) struct Book {
     /// By publisher: what arrived.
     pub(crate) received: HashMap<u32, Received>,
     pub(crate) doubled: u64,
-    pub(crate) reordered: u64,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct Received {
     pub(crate) numbers: Numbers,
+    /// Those that came behind a later one.
+    pub(crate) late: Numbers,
     /// One more than the highest number.
     next: u32,
 }
 
 impl Book {
     pub(crate) fn new(user: usize) -> Self {
-        Self {
-            user,
-            joined: false,
-            acknowledged: Numbers::default(),
-            received: HashMap::new(),
-            doubled: 0,
-            reordered: 0,
-        }
+        Self { user, joined: false, acknowledged: Numbers::default(), received: HashMap::new(), doubled: 0 }
     }
 
     /// A publication arrived.
@@ -64,7 +63,7 @@ impl Book {
         if !received.numbers.insert(number) {
             self.doubled += 1;
         } else if number < received.next {
-            self.reordered += 1;
+            received.late.insert(number);
         }
         received.next = received.next.max(number.saturating_add(1));
     }
@@ -80,12 +79,15 @@ mod tests {
         for number in [0, 1, 3, 2, 3, 200] {
             book.enter(7, number);
         }
-        assert_eq!((book.doubled, book.reordered), (1, 1));
+        let mut two = Numbers::default();
+        two.insert(2);
+        assert_eq!((book.doubled, &book.received[&7].late), (1, &two));
         let mut sent = Numbers::default();
         for number in [0, 1, 2, 3, 4, 199, 200, 1000] {
             sent.insert(number);
         }
         assert_eq!(sent.without(&book.received[&7].numbers), 3, "4, 199 and 1000");
         assert_eq!(Numbers::default().without(&sent), 0);
+        assert_eq!((sent.within(&two), sent.within(&Numbers::default())), (1, 0));
     }
 }

@@ -70,7 +70,7 @@ pub struct Report {
     pub lost: u64,
     /// Publications that arrived twice.
     pub doubled: u64,
-    /// Publications that arrived behind a later one of the same publisher.
+    /// Acknowledged publications that arrived behind a later one of the same publisher.
     pub reordered: u64,
     /// Milliseconds.
     pub latency_ms: Latency,
@@ -110,7 +110,7 @@ impl Report {
             received: counts.received,
             lost: lost(books, |user| shared.session_of(user)),
             doubled: books.iter().map(|book| book.doubled).sum(),
-            reordered: books.iter().map(|book| book.reordered).sum(),
+            reordered: reordered(books),
             latency_ms,
             trouble: counts.trouble.clone(),
         }
@@ -232,6 +232,15 @@ fn lost(books: &[Book], session_of: impl Fn(usize) -> usize) -> u64 {
             from.acknowledged.without(received)
         })
         .sum()
+}
+
+/// Acknowledged publications that came behind a later one of their publisher. One whose acknowledgement was never heard may
+/// come late: the log went on trying while its publisher went on elsewhere.
+fn reordered(books: &[Book]) -> u64 {
+    let acknowledged: HashMap<u32, &Numbers> =
+        books.iter().map(|book| (book.user as u32, &book.acknowledged)).collect();
+    let late = books.iter().flat_map(|book| &book.received);
+    late.map(|(from, received)| acknowledged.get(from).map_or(0, |numbers| received.late.within(numbers))).sum()
 }
 
 #[cfg(test)]
