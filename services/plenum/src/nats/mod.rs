@@ -27,7 +27,7 @@ use crate::config::Config;
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause after an attempt that NATS answered, but not with what is needed.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Most bytes of fences, blocks and revocations; JetStream reserves them on its storage.
+/// Most bytes of fences, blocks and revocations; JetStream reserves them on its storage, unless `nats.max_bytes` is 0.
 const LEDGER_BYTES: u64 = 128 << 20;
 /// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
 const CLOSING: Duration = Duration::from_millis(200);
@@ -123,8 +123,13 @@ impl Nats {
             doing: "starting the control bus".into(),
             reason: error.to_string(),
         })?;
-        let ledger =
-            LedgerConfig { prefix: config.prefix.clone(), replicas: config.replicas, max_bytes: Some(LEDGER_BYTES) };
+        // Where the log reserves nothing, the ledger does not either.
+        let reserves = config.groups.iter().any(|group| group.max_bytes.is_some());
+        let ledger = LedgerConfig {
+            prefix: config.prefix.clone(),
+            replicas: config.replicas,
+            max_bytes: reserves.then_some(LEDGER_BYTES),
+        };
         let ledger = NatsLedger::start(links, &ledger).await.map_err(|error| SetupError::Unavailable {
             doing: "starting the ledger".into(),
             reason: error.to_string(),
