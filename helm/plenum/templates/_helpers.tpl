@@ -71,13 +71,16 @@ capabilities:
 {{- define "plenum.spread" -}}
 - maxSkew: 1
   topologyKey: topology.kubernetes.io/zone
-  whenUnsatisfiable: ScheduleAnyway
+  whenUnsatisfiable: {{ (index . 0).Values.spread }}
+  # Pods of the old and of the new version are not counted together.
+  matchLabelKeys: [pod-template-hash]
   labelSelector:
     matchLabels:
       {{- include "plenum.selector" . | nindent 6 }}
 - maxSkew: 1
   topologyKey: kubernetes.io/hostname
-  whenUnsatisfiable: ScheduleAnyway
+  whenUnsatisfiable: {{ (index . 0).Values.spread }}
+  matchLabelKeys: [pod-template-hash]
   labelSelector:
     matchLabels:
       {{- include "plenum.selector" . | nindent 6 }}
@@ -142,7 +145,7 @@ capabilities:
       name: {{ include "plenum.secret" . }}
       key: api-key
 {{- $nats := .Values.externalNats.existingSecret }}
-{{- if .Values.nats.enabled }}{{- $nats = include "plenum.nats" . }}{{- end }}
+{{- if .Values.nats.enabled }}{{- $nats = default (include "plenum.nats" .) .Values.nats.existingSecret }}{{- end }}
 {{- with $nats }}
 - name: PLENUM_NATS__USER
   valueFrom:
@@ -152,7 +155,7 @@ capabilities:
     secretKeyRef: { name: {{ . }}, key: password }
 {{- end }}
 {{- $redis := .Values.externalRedis.existingSecret }}
-{{- if .Values.redis.enabled }}{{- $redis = include "plenum.redis" . }}{{- end }}
+{{- if .Values.redis.enabled }}{{- $redis = default (include "plenum.redis" .) .Values.redis.existingSecret }}{{- end }}
 {{- with $redis }}
 - name: PLENUM_REDIS__USER
   valueFrom:

@@ -1,0 +1,403 @@
+#!/usr/bin/env python3
+"""The chart without a cluster: what it renders to is valid, secure, connected as drawn, and taken by nginx, NATS and Plenum."""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import unittest
+
+import yaml
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
+sys.path[:0] = [str(ROOT / "e2e"), str(ROOT / "e2e/chart")]
+import cases  # noqa: E402
+import policy  # noqa: E402
+import rendering  # noqa: E402
+from rendering import CHART, HELMS, NAMESPACE, TOOLS, RenderFailed, pod_templates, resources, scenarios  # noqa: E402
+
+BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
+NGINX = ROOT / ".tools/nginx/bin/nginx"
+NATS = ROOT / ".tools/nats/nats-server"
+PROMTOOL = ROOT / ".tools/prometheus/bin/promtool"
+NOTES = ("default", "ingress", "gateway", "loadbalancer", "no-nginx")
+LARGEST_RELEASE = 700_000  # bytes; Helm keeps a release in a Secret of at most 1 MiB
+
+
+def done(*arguments, environment=None):
+    ended = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, env=environment)
+    return ended.returncode, ended.stdout + ended.stderr
+
+
+def without_chance(found):
+    """Resources without the secrets that each rendering makes anew."""
+    return {key: {**each, "data": sorted(each["data"])} if key[0] == "Secret" else each for key, each in found.items()}
+
+
+class Chart(unittest.TestCase):
+    def each(self, nginx=None):
+        """Every scenario with its resources; `nginx`: those that have it."""
+        for name, values in scenarios().items():
+            found = resources("helm3", values)
+            if nginx is None or (("ConfigMap", "plenum-nginx") in found) == nginx:
+                yield name, values, found
+
+    def succeeds(self, *arguments, environment=None):
+        status, output = done(*arguments, environment=environment)
+        self.assertEqual(status, 0, output)
+        return output
+
+    def test_helm_3_and_helm_4_render_the_same(self):
+        self.assertGreaterEqual(len(scenarios()), 10)
+        for name, values, found in self.each():
+            with self.subTest(scenario=name):
+                self.assertEqual(without_chance(found), without_chance(resources("helm4", values)))
+
+    def test_every_resource_is_valid_for_the_oldest_and_the_newest_kubernetes(self):
+        versions = [path.name.removeprefix("v").split("-")[0] for path in (TOOLS / "schemas").glob("v*-standalone-strict")]
+        self.assertGreaterEqual(len(versions), 2)
+        for version in versions:
+            with self.subTest(kubernetes=version):
+                manifests = {name: rendering.text("helm3", values, "--kube-version", version)
+                             for name, values in scenarios().items()}
+                self.assertEqual("", self.conform(version, manifests))
+
+    def conform(self, version, manifests):
+        """What kubeconform has to say against the manifests, which are all valid when it says nothing."""
+        schemas = TOOLS / "schemas"
+        with tempfile.TemporaryDirectory() as folder:
+            for name, text in manifests.items():
+                (pathlib.Path(folder) / f"{name}.yaml").write_text(text)
+            _, said = done(
+                "nice", TOOLS / "kubeconform", "-strict", "-kubernetes-version", version,
+                "-schema-location", schemas / "{{.NormalizedKubernetesVersion}}-standalone{{.StrictSuffix}}"
+                                              "/{{.ResourceKind}}{{.KindSuffix}}.json",
+                "-schema-location", schemas / "custom/{{.ResourceKind}}-{{.Group}}-{{.ResourceAPIVersion}}.json", folder)
+        return said
+
+    def test_the_validation_finds_a_wrong_field(self):
+        text = rendering.text("helm3", scenarios()["no-redis"])
+        self.assertIn("minReadySecond", self.conform("1.34.0", {"spoiled": text.replace("minReadySeconds:", "minReadySecond:")}))
+
+    def test_an_older_kubernetes_than_the_chart_needs_is_refused(self):
+        with self.assertRaisesRegex(RenderFailed, "1.29"):
+            rendering.text("helm3", None, "--kube-version", "1.29.0")
+
+    def test_helm_lint_has_nothing_to_say(self):
+        for program in HELMS:
+            for name, values in scenarios().items():
+                with self.subTest(helm=program, scenario=name):
+                    said = rendering.helm(program, "lint", "--strict", CHART, "--values", values)
+                    self.assertIn("0 chart(s) failed", said)
+
+    def test_values_that_do_not_exist_or_have_a_wrong_type_are_refused(self):
+        for setting in ("websocket.replica=3", "nats.replicas=2", "redis.nodes=5", "redis.nodes=7", "nginx.service.type=Public",
+                        "drain.seconds=-1", "websocket.replicas=many", "nats.syncInterval=never", "spread=Always",
+                        "imageTag=latest", "nats.storageClass=fast", "externalNats.streamReplicas=2"):
+            for program in HELMS:
+                with self.subTest(setting=setting, helm=program):
+                    with self.assertRaisesRegex(RenderFailed, r"(?i)schema"):
+                        rendering.text(program, None, "--set", setting)
+
+    def test_what_is_written_from_something_else_is_current(self):
+        for script in ("schema", "readme", "snapshot"):
+            with self.subTest(script=script):
+                self.succeeds(sys.executable, ROOT / "helm" / script, "--check")
+
+    def test_a_packed_chart_renders_the_same_and_fits_into_a_release(self):
+        with tempfile.TemporaryDirectory() as folder:
+            rendering.helm("helm3", "package", CHART, "--destination", folder)
+            packed = next(pathlib.Path(folder).glob("*.tgz"))
+            values = scenarios()["full"]
+            text = rendering.helm("helm3", "template", rendering.RELEASE, packed, "--namespace", NAMESPACE, "--values", values)
+            found = {(each["kind"], each["metadata"]["name"]): each for each in yaml.safe_load_all(text) if each}
+            self.assertEqual(without_chance(found), without_chance(resources("helm3", values)))
+            # Templates and files stand in it as base64 once more, compressed.
+            self.assertLess(packed.stat().st_size * 2 + len(text) // 4, LARGEST_RELEASE)
+
+    # --- Pods
+
+    def test_every_pod_keeps_the_level_restricted_and_our_own_rules(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                pods = list(pod_templates(found))
+                self.assertGreaterEqual(len(pods), 4)
+                for owner, spec, _ in pods:
+                    self.assertEqual([], [*policy.restricted(spec), *policy.ours(owner, spec)], owner)
+
+    def test_the_rules_find_what_they_forbid(self):
+        spoiled = [
+            lambda spec: spec.update(hostNetwork=True),
+            lambda spec: spec["volumes"].append({"name": "x", "hostPath": {"path": "/"}}),
+            lambda spec: spec["securityContext"].pop("seccompProfile"),
+            lambda spec: spec["securityContext"].update(runAsNonRoot=False),
+            lambda spec: spec["containers"][0]["securityContext"].pop("allowPrivilegeEscalation"),
+            lambda spec: spec["containers"][0]["securityContext"].update(capabilities={"drop": ["NET_RAW"]}),
+            lambda spec: spec["containers"][0]["securityContext"].update(privileged=True),
+            lambda spec: spec["containers"][0].update(image="plenum"),
+            lambda spec: spec["containers"][0].update(image="plenum:latest"),
+            lambda spec: spec["containers"][0].update(image="nginx:1.30-alpine"),
+            lambda spec: spec["containers"][0].pop("resources"),
+            lambda spec: spec.pop("automountServiceAccountToken"),
+        ]
+        for number, spoil in enumerate(spoiled):
+            with self.subTest(number=number):
+                owner, spec, _ = next(each for each in pod_templates(resources("helm3")) if each[0].startswith("Deployment"))
+                spoil(spec)
+                self.assertTrue([*policy.restricted(spec), *policy.ours(owner, spec)])
+
+    def test_a_pod_has_the_time_that_its_end_takes(self):
+        for name, values, found in self.each():
+            with self.subTest(scenario=name):
+                drain = rendering.written(values)["drain"]
+                before = drain["preStopSeconds"]
+                needed = before + drain["seconds"] + drain["restSeconds"]
+                settings = json.loads(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])["shutdown"]
+                for owner, spec, labels in pod_templates(found):
+                    role = labels.get("app.kubernetes.io/component")
+                    if role not in ("websocket", "api", "worker"):
+                        continue
+                    grace = spec["terminationGracePeriodSeconds"]
+                    self.assertGreater(grace, needed, owner)
+                    # What the process believes it has is what is left after preStop, with something to spare.
+                    self.assertLess(int(settings["grace_period"].rstrip("s")), grace - before)
+                    self.assertGreaterEqual(int(settings["grace_period"].rstrip("s")), needed - before)
+                    self.assertEqual(spec["containers"][0]["lifecycle"]["preStop"], {"sleep": {"seconds": before}})
+
+    def test_liveness_looks_at_no_dependency_and_an_update_takes_no_pod_away_first(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                for (kind, name), each in found.items():
+                    if kind != "Deployment":
+                        continue
+                    self.assertEqual(each["spec"]["strategy"]["rollingUpdate"]["maxUnavailable"], 0, name)
+                    self.assertGreater(each["spec"]["minReadySeconds"], 0, name)
+                    container = each["spec"]["template"]["spec"]["containers"][0]
+                    self.assertIn(container["livenessProbe"]["httpGet"]["path"], ("/livez", "/healthz"))
+
+    # --- What belongs together
+
+    def test_names_that_resources_use_of_one_another_exist(self):
+        for name, values, found in self.each():
+            with self.subTest(scenario=name):
+                own = {value for key, value in self.leaves(rendering.written(values)) if key.endswith(("existingSecret", "tlsSecret"))}
+                for owner, spec, _ in pod_templates(found):
+                    for kind, used in self.used(spec):
+                        if kind == "Secret" and used in own:
+                            continue
+                        self.assertIn((kind, used), found, f"{owner} of {name}")
+                    account = spec.get("serviceAccountName", "default")
+                    self.assertTrue(account == "default" or ("ServiceAccount", account) in found, owner)
+
+    def leaves(self, values, path=""):
+        for key, value in values.items():
+            if isinstance(value, dict):
+                yield from self.leaves(value, f"{path}{key}.")
+            else:
+                yield f"{path}{key}", value
+
+    def used(self, spec):
+        for volume in spec.get("volumes", []):
+            if "configMap" in volume:
+                yield "ConfigMap", volume["configMap"]["name"]
+            if "secret" in volume:
+                yield "Secret", volume["secret"]["secretName"]
+        for container in policy.containers(spec):
+            for variable in container.get("env", []):
+                if "secretKeyRef" in variable.get("valueFrom", {}):
+                    yield "Secret", variable["valueFrom"]["secretKeyRef"]["name"]
+
+    def test_services_budgets_and_policies_select_pods_and_services_name_their_ports(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                pods = list(pod_templates(found))
+                for (kind, title), each in found.items():
+                    spec = each.get("spec", {})
+                    selector = {"Service": {"matchLabels": spec.get("selector")}, "NetworkPolicy": spec.get("podSelector"),
+                                "PodDisruptionBudget": spec.get("selector"), "PodMonitor": spec.get("selector")}.get(kind)
+                    if selector is None:
+                        continue
+                    chosen = [pod for _, pod, labels in pods if policy.matches(selector, labels)]
+                    self.assertTrue(chosen, f"{kind} {title} of {name} selects nothing")
+                    if kind == "Service":
+                        named = {port["name"]: port["containerPort"] for pod in chosen for each in pod["containers"]
+                                 for port in each.get("ports", [])}
+                        for port in spec["ports"]:
+                            target = port.get("targetPort", port["port"])
+                            self.assertIn(target, {**named, **{number: number for number in named.values()}}, title)
+                    if kind == "PodDisruptionBudget":
+                        self.assertEqual(len(chosen), 1, f"{title} of {name} must count pods of one kind")
+
+    def test_names_and_labels_can_be_changed(self):
+        found = resources("helm3", None, "--set", "nameOverride=talk", "--set", "commonLabels.team=a")
+        self.assertIn(("Deployment", "plenum-talk-websocket"), found)
+        self.assertEqual(found["Deployment", "plenum-talk-websocket"]["metadata"]["labels"]["team"], "a")
+        long = resources("helm3", None, "--set", f"fullnameOverride={'x' * 60}")
+        self.assertTrue(all(len(name) <= 63 for _, name in long))
+
+    def test_a_changed_configuration_restarts_the_roles_and_only_them(self):
+        def sums(*more):
+            return {key: each["spec"]["template"]["metadata"].get("annotations", {}).get("checksum/config")
+                    for key, each in resources("helm3", None, *more).items() if key[0] in ("Deployment", "StatefulSet")}
+
+        before, changed = sums(), sums("--set", "config.client.ping_interval=20s")
+        self.assertEqual({key[1].rsplit("-", 1)[1] for key in before if before[key] != changed[key]},
+                         {"websocket", "api", "worker"})
+        changed = sums("--set", "nginx.settings.CONNECTIONS=1000")
+        self.assertEqual([key[1] for key in before if before[key] != changed[key]], ["plenum-nginx"])
+
+    # --- Who may talk to whom
+
+    def test_policies_allow_what_the_drawing_shows_and_nothing_else(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                self.check_connections(name, found)
+
+    def check_connections(self, name, found):
+        policies = [each for (kind, _), each in found.items() if kind == "NetworkPolicy"]
+        pods = {labels["app.kubernetes.io/component"]: {"namespace": policy.OWN, "labels": labels}
+                for _, _, labels in pod_templates(found)}
+        other = {"kubernetes.io/metadata.name": "other"}
+        pods |= {
+            "stranger": {"namespace": policy.OWN, "labels": {}}, "foreigner": {"namespace": other, "labels": {}},
+            "prometheus": {"namespace": policy.OWN, "labels": {"plenum/metrics": "true"}},
+            "backend": {"namespace": policy.OWN, "labels": {"plenum/api-client": "true"}},
+            "dns": {"namespace": {"kubernetes.io/metadata.name": "kube-system"}, "labels": {"k8s-app": "kube-dns"}},
+            "outside": None,
+        }
+        wanted = self.drawn(name, pods)
+        ports = {"websocket": (8000, 9000), "api": (9000,), "worker": (9000,), "nginx": (8080, 8443, 8081),
+                 "nats": (4222, 6222, 8222), "redis": (6379, 16379), "test": (8080,), "dns": (53, 80)}
+        for one in pods:
+            for end in pods:
+                for port in ports.get(end, ()):
+                    if one in ("stranger", "foreigner", "outside", "prometheus", "backend", "dns") and end == "dns":
+                        continue
+                    allowed = policy.may_talk(policies, pods[one], pods[end], port)
+                    self.assertEqual(allowed, (one, end, port) in wanted, f"{one} → {end}:{port}")
+
+    def drawn(self, name, pods):
+        """The arrows of the architecture: (from, to, port)."""
+        roles = {"websocket", "api", "worker"}
+        arrows = {(role, store, port) for role in roles for store, port in (("nats", 4222), ("redis", 6379))}
+        arrows |= {("nats", "nats", 6222), ("redis", "redis", 6379), ("redis", "redis", 16379)}
+        # The job that makes the cluster counts as one of its nodes.
+        arrows |= {("bootstrap", "redis", 6379), ("bootstrap", "redis", 16379)}
+        arrows |= {(pod, "dns", 53) for pod in roles | {"nginx", "nats", "redis", "bootstrap", "test"}}
+        arrows |= {("prometheus", end, port) for end, port in
+                   (("websocket", 9000), ("api", 9000), ("worker", 9000), ("nginx", 8081), ("nats", 8222))}
+        arrows |= {("backend", "api", 9000), ("nginx", "websocket", 8000)}
+        anybody = {"stranger", "foreigner", "prometheus", "backend", "dns", "outside", "test"}
+        if name == "ingress":
+            arrows.add(("test", "nginx", 8080))
+            arrows.add(("test", "nginx", 8443))
+        else:
+            arrows |= {(one, "nginx", port) for one in anybody for port in (8080, 8443)}
+        if name in ("no-redis", "full"):
+            arrows.add(("nginx", "api", 9000))
+        if name == "no-nginx":
+            arrows |= {(one, "websocket", 8000) for one in anybody}
+        return {arrow for arrow in arrows if arrow[0] in pods and arrow[1] in pods}
+
+    # --- What those who read it say
+
+    def test_nginx_takes_its_configuration(self):
+        for name, values, found in self.each(nginx=True):
+            with self.subTest(scenario=name):
+                data = found["ConfigMap", "plenum-nginx"]["data"]
+                with tempfile.TemporaryDirectory() as path:
+                    folder = pathlib.Path(path)
+                    for file, text in data.items():
+                        (folder / file).write_text(text)
+                    start = data["start"].replace("/etc/plenum-nginx", path).replace("/tmp/nginx.conf", f"{path}/nginx.conf")
+                    (folder / "start").write_text(re.sub(r"^exec nginx.*$", "", start, flags=re.M))
+                    self.succeeds("sh", folder / "start", environment={**os.environ, "RESOLVER": "127.0.0.1"})
+                    conf = (folder / "nginx.conf").read_text()
+                    if "/etc/nginx-tls" in conf:
+                        self.succeeds("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=x",
+                                      "-keyout", folder / "tls.key", "-out", folder / "tls.crt")
+                        conf = conf.replace("/etc/nginx-tls", path)
+                    (folder / "nginx.conf").write_text(conf)
+                    self.succeeds(NGINX, "-t", "-q", "-c", folder / "nginx.conf")
+                    self.assertIn("least_conn", conf)
+                    self.assertEqual("ssl_certificate " in conf, bool(rendering.written(values)["nginx"]["tls"]["existingSecret"]))
+                    self.assertEqual("location /api/" in conf, rendering.written(values)["api"]["public"], name)
+
+    def test_plenum_takes_its_configuration(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                spec = found["Deployment", "plenum-websocket"]["spec"]["template"]["spec"]
+                secret = "a-secret-of-the-tests-of-the-chart-only"
+                environment = {name: value for name, value in os.environ.items() if not name.startswith("PLENUM_")}
+                environment |= {each["name"]: each.get("value", secret) for each in spec["containers"][0]["env"]}
+                with tempfile.TemporaryDirectory() as folder:
+                    file = pathlib.Path(folder) / "plenum.json"
+                    file.write_text(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])
+                    environment["PLENUM_CONFIG"] = str(file)
+                    self.succeeds(BINARY, "config", "check", environment=environment)
+
+    def test_nats_takes_its_configuration(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                if ("ConfigMap", "plenum-nats") not in found:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    file = pathlib.Path(folder) / "nats.conf"
+                    text = found["ConfigMap", "plenum-nats"]["data"]["nats.conf"]
+                    file.write_text(text.replace("/data", folder))
+                    environment = {**os.environ, "POD_NAME": "plenum-nats-0", "PLENUM_NATS_PASSWORD": "a-password"}
+                    self.succeeds(NATS, "-t", "-c", file, environment=environment)
+
+    def test_the_shell_takes_the_scripts_of_redis(self):
+        data = resources("helm3")["ConfigMap", "plenum-redis"]["data"]
+        for script in ("start", "bootstrap"):
+            ended = subprocess.run(["sh", "-n"], input=data[script], capture_output=True, text=True, check=False)
+            self.assertEqual(ended.returncode, 0, ended.stderr)
+
+    def test_prometheus_takes_the_rules_and_grafana_gets_every_dashboard(self):
+        found = resources("helm3", scenarios()["ha"])
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "rules.yaml"
+            file.write_text(yaml.safe_dump(found["PrometheusRule", "plenum"]["spec"]))
+            self.succeeds(PROMTOOL, "check", "rules", file)
+        boards = found["ConfigMap", "plenum-dashboards"]["data"]
+        self.assertEqual(sorted(boards), sorted(path.name for path in (ROOT / "grafana/dashboards").glob("*.json")))
+        for text in boards.values():
+            self.assertTrue(json.loads(text)["panels"])
+
+    def test_secrets_are_long_and_differ_from_install_to_install(self):
+        made = [resources("helm3", None, "--set", f"tests.seconds={number}") for number in (1, 2)]
+        kept = [(key, name) for key, each in made[0].items() if key[0] == "Secret" for name in each["data"] if name != "user"]
+        self.assertGreaterEqual(len(kept), 6)
+        for key, name in kept:
+            one, other = (base64.b64decode(each[key]["data"][name]) for each in made)
+            self.assertNotEqual(one, other, f"{key} {name}")
+            self.assertGreaterEqual(len(one), 40, f"{key} {name}")
+
+    def notes(self, values):
+        said = rendering.helm("helm4", "install", rendering.RELEASE, CHART, "--namespace", NAMESPACE, "--values", values,
+                              "--dry-run=client", "--kubeconfig", os.devnull)
+        return said.split("NOTES:\n", 1)[1]
+
+    def test_the_notes_tell_the_address_and_three_commands_that_name_what_is_there(self):
+        for name in NOTES:
+            with self.subTest(scenario=name):
+                values = scenarios()[name]
+                notes = self.notes(values)
+                self.assertIn("/connection/websocket", notes)
+                for number in (1, 2, 3):
+                    self.assertRegex(notes, rf"(?m)^  {number}\. ")
+                self.assertEqual(len(re.findall(r"^\s+(?:kubectl|helm) ", notes.split("Next:")[1], re.M)), 3)
+                found = resources("helm3", values)
+                named = re.findall(r"(?:get |/?)(service|secret)[/ ](plenum[a-z-]*) ", notes)
+                self.assertGreaterEqual(len(named), 2)
+                for kind, title in named:
+                    self.assertIn((kind.capitalize(), title), found)
+
+
+if __name__ == "__main__":
+    cases.run(sys.modules[__name__])
