@@ -3,6 +3,7 @@
 
 import contextlib
 import json
+import math
 import os
 import pathlib
 import socket
@@ -11,6 +12,7 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.parse
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path[:0] = [str(ROOT / "deploy/stack"), str(ROOT / "e2e"), str(ROOT / "e2e/nginx")]
@@ -21,6 +23,19 @@ from whole import Stack, any_port, born, end_leftovers, taken  # noqa: E402
 BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
 START_SECONDS = 30
 USERS, PER_SECOND = 24, 40
+
+
+def board_queries():
+    """Every query of every board, with the variables as Grafana fills them in, and the panel that asks it."""
+    filled = {"$job": ".*", "$instance": ".*", "$__rate_interval": "20s", "$__range": "1m"}
+    for path in sorted((ROOT / "grafana/dashboards").glob("*.json")):
+        board = json.loads(path.read_text())
+        for panel in board["panels"]:
+            for target in panel.get("targets", []):
+                expression = target["expr"]
+                for variable, value in filled.items():
+                    expression = expression.replace(variable, value)
+                yield expression, f"{board['title']}: {panel['title']}"
 
 
 class Listener(threading.Thread):
@@ -215,6 +230,47 @@ class Whole(unittest.TestCase):
             return {each["metric"]["role"]: each["value"][1] for each in answer["data"]["result"]}
 
         until(lambda: f"all to be scraped: {up()}", lambda: up() == {"websocket": "3", "api": "1", "worker": "1"}, 20)
+
+    def test_every_query_of_every_board_returns_data(self):
+        """With somebody connected, something published, something refused and somebody who comes back."""
+        listeners = [Listener(self.stack, "demo:board", number) for number in range(3)]
+        publisher = Publisher(self.stack, "demo:board")
+        for thread in [*listeners, publisher]:
+            thread.start()
+        try:
+            until("all are there", lambda: all(listener.joined.is_set() for listener in listeners), 20)
+            waiting = dict(board_queries())
+            self.assertGreater(len(waiting), 20)
+
+            def all_answered():
+                self.disturb(listeners[0])
+                for expression in [each for each in waiting if self.has_data(each)]:
+                    del waiting[expression]
+                return not waiting
+
+            until(lambda: f"data for {waiting}", all_answered, 60)
+        finally:
+            publisher.ending.set()
+            publisher.join(30)
+            for listener in listeners:
+                listener.end()
+
+    def disturb(self, listener):
+        """A command and an API call that fail, and a client that comes back."""
+        with WebSocket(self.stack.nginx.port) as client:
+            client.command(connect={})
+            client.command(subscribe={"channel": "nowhere:a"})
+        headers = {"X-API-Key": self.stack.secrets.api, "Content-Type": "application/json"}
+        ask(self.stack.nginx.port, "/api/publish", "POST", headers, b'{"channel": "nowhere:a", "data": 1}')
+        with contextlib.suppress(OSError):
+            listener.socket.socket.shutdown(socket.SHUT_RDWR)
+
+    def has_data(self, expression):
+        """Whether Prometheus knows at least one number for it; what is only NaN would be an empty panel."""
+        query = urllib.parse.urlencode({"query": expression})
+        answer = json.loads(ask(self.stack.ports["prometheus"][0], f"/api/v1/query?{query}").body)
+        self.assertEqual(answer["status"], "success", f"{expression}: {answer}")
+        return any(not math.isnan(float(each["value"][1])) for each in answer["data"]["result"])
 
     def test_an_unknown_process_is_not_restarted(self):
         with self.assertRaises(ValueError):
