@@ -52,9 +52,9 @@ pub(crate) fn channel_or_all(value: Option<String>) -> Checked<String> {
 
 /// A user or token id.
 pub(crate) fn id(field: &str, value: Option<String>) -> Checked<String> {
-    const RULE: &str = "a string of 1 to 1024 bytes";
+    const RULE: &str = "a string of 1 to 1024 characters";
     let value = value.ok_or_else(|| ApiError::missing(field, RULE))?;
-    match value.len() {
+    match value.chars().count() {
         1..=1024 => Ok(value),
         _ => Err(ApiError::value(field, value, RULE)),
     }

@@ -12,13 +12,14 @@ use crate::ApiError;
 use crate::check;
 use crate::decode::integer;
 use crate::methods::Call;
+use crate::request::ASCII;
 use crate::response::{Empty, RawJson};
 
 /// Keeps a user out.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct BlockUserRequest {
-    /// User id.
-    #[schemars(required, length(min = 1, max = 1024), extend("pattern" = BOUNDED))]
+    /// User id, 1 to 1024 characters.
+    #[schemars(required, length(min = 1, max = 1024))]
     pub user: Option<String>,
     /// When the block ends, Unix seconds; 0 or absent: when the user is unblocked.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
@@ -29,16 +30,16 @@ pub struct BlockUserRequest {
 /// Lets a user in again.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct UnblockUserRequest {
-    /// User id.
-    #[schemars(required, length(min = 1, max = 1024), extend("pattern" = BOUNDED))]
+    /// User id, 1 to 1024 characters.
+    #[schemars(required, length(min = 1, max = 1024))]
     pub user: Option<String>,
 }
 
 /// Calls a token back.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct RevokeTokenRequest {
-    /// Id of the token, its claim `jti`.
-    #[schemars(required, length(min = 1, max = 1024), extend("pattern" = BOUNDED))]
+    /// Id of the token, its claim `jti`; 1 to 1024 characters.
+    #[schemars(required, length(min = 1, max = 1024))]
     pub uid: Option<String>,
     /// When the entry may be forgotten, Unix seconds: the token's own expiry; 0 or absent: never.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
@@ -49,8 +50,8 @@ pub struct RevokeTokenRequest {
 /// Calls a user's older tokens back.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct InvalidateUserTokensRequest {
-    /// User id.
-    #[schemars(required, length(min = 1, max = 1024), extend("pattern" = BOUNDED))]
+    /// User id, 1 to 1024 characters.
+    #[schemars(required, length(min = 1, max = 1024))]
     pub user: Option<String>,
     /// When the entry may be forgotten, Unix seconds; 0 or absent: never.
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
@@ -60,16 +61,16 @@ pub struct InvalidateUserTokensRequest {
     #[schemars(range(min = 0, max = 9223372036854775807u64))]
     #[serde(default, deserialize_with = "integer")]
     pub issued_before: Option<i64>,
-    /// Subscription tokens of this channel instead of connection tokens.
-    #[schemars(length(max = 255), extend("pattern" = BOUNDED))]
+    /// Subscription tokens of this channel, at most 255 bytes, instead of connection tokens.
+    #[schemars(length(max = 255), extend("pattern" = ASCII))]
     pub channel: Option<String>,
 }
 
 /// Asks for a user's connections.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 pub struct ConnectionsRequest {
-    /// User id.
-    #[schemars(required, length(min = 1, max = 1024), extend("pattern" = BOUNDED))]
+    /// User id, 1 to 1024 characters.
+    #[schemars(required, length(min = 1, max = 1024))]
     pub user: Option<String>,
 }
 
@@ -116,9 +117,6 @@ pub struct ConnectionTokenInfo {
     /// When it was issued, the claim `iat`; 0 for none.
     pub issued_at: u64,
 }
-
-/// Ids are bounded in bytes; a schema counts characters, so it promises this for ASCII.
-const BOUNDED: &str = "^[\\u0000-\\u007f]*$";
 
 impl Call for BlockUserRequest {
     const METHOD: ApiMethod = ApiMethod::BlockUser;

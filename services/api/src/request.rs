@@ -277,7 +277,7 @@ pub struct ChannelsRequest {
 pub struct InfoRequest {}
 
 /// The rule for channels in all namespaces but those that have a `channel_regex` of their own.
-const ASCII: &str = "^[\\u0000-\\u007f]*$";
+pub(crate) const ASCII: &str = "^[\\u0000-\\u007f]*$";
 
 /// Standard alphabet with padding.
 const BASE64: &str = "^(?:[A-Za-z0-9+/]{4})*(?:[A-Za-z0-9+/]{2}==|[A-Za-z0-9+/]{3}=)?$";

@@ -9,8 +9,8 @@ use super::{Entry, block_key};
 use crate::node::unix_now;
 use crate::{Answer, LedgerError, Node, OperationError, Question};
 
-/// Longest user and token id that user control takes, in bytes.
-const MAX_ID_BYTES: usize = 1024;
+/// Longest user and token id that user control takes, in characters: what a schema of the API can say exactly.
+const MAX_ID_CHARS: usize = 1024;
 /// Attempts of a write while the ledger elects its leader.
 const ATTEMPTS: usize = 3;
 
@@ -75,6 +75,9 @@ impl Node {
         expire_at: u64,
     ) -> Result<(), OperationError> {
         check_id("user", user)?;
+        if !channel.is_empty() {
+            self.settings().resolve(channel)?;
+        }
         let issued_before = if issued_before == 0 { unix_now() } else { issued_before };
         let (user, channel) = (user.to_owned(), channel.to_owned());
         self.enact(Entry::Invalidation { user, channel, issued_before, expire_at }).await
@@ -124,8 +127,9 @@ impl Node {
 }
 
 fn check_id(field: &'static str, id: &str) -> Result<(), OperationError> {
-    if id.is_empty() || id.len() > MAX_ID_BYTES {
-        let reason = format!("{} bytes, allowed are 1 to {MAX_ID_BYTES}", id.len());
+    let chars = id.chars().count();
+    if !(1..=MAX_ID_CHARS).contains(&chars) {
+        let reason = format!("{chars} characters, allowed are 1 to {MAX_ID_CHARS}");
         return Err(OperationError::BadRequest { field, reason });
     }
     Ok(())
