@@ -1,14 +1,19 @@
 //! Results of publications with an idempotency key: one string key each, the first one stays.
+//!
+//! No publication waits for a server that is away: once one did not answer, it is not asked again before a question beside
+//! the publications had an answer.
 
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
+use hashbrown::HashSet;
+use parking_lot::Mutex;
 use plenum_channels::{Epoch, IdempotencyKey, Position, Results};
-use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, watch};
 
-use crate::client::{Call, Client, Purpose, Redis, RedisMetrics};
+use crate::client::{Address, Call, CallError, Client, Purpose, Redis, RedisMetrics, Slots};
 use crate::keys::{Key, Keys};
 use crate::sessions::{millis, text};
 
@@ -17,6 +22,8 @@ pub const RESULT_TTL: Duration = Duration::from_secs(300);
 
 /// Longest time that a publication waits for an answer about its key.
 const RECALL_DEADLINE: Duration = Duration::from_millis(200);
+/// How often a server that did not answer is tried beside the publications.
+const TRIED_EVERY: Duration = Duration::from_millis(250);
 /// Results that wait to be written; beyond it the newest is not kept.
 const MAX_WAITING: usize = 8192;
 /// Results written together.
@@ -28,7 +35,12 @@ pub struct RedisResults {
     keys: Keys,
     waiting: mpsc::Sender<Call>,
     metrics: Arc<RedisMetrics>,
+    slots: watch::Receiver<Arc<Slots>>,
+    silent: Arc<Silent>,
 }
+
+/// Servers that did not answer.
+type Silent = Mutex<HashSet<Address>>;
 
 impl RedisResults {
     /// On connections of its own. Must be called within a tokio runtime, where a task writes what is remembered.
@@ -36,8 +48,14 @@ impl RedisResults {
         let client = redis.client(Purpose::Results);
         let (waiting, queue) = mpsc::channel(MAX_WAITING);
         tokio::spawn(write(queue, client.clone(), redis.metrics().clone()));
-        let (client, keys) = (client.with_deadline(RECALL_DEADLINE), redis.keys().clone());
-        Arc::new(RedisResults { client, keys, waiting, metrics: redis.metrics().clone() })
+        Arc::new(RedisResults {
+            client: client.with_deadline(RECALL_DEADLINE),
+            keys: redis.keys().clone(),
+            waiting,
+            metrics: redis.metrics().clone(),
+            slots: redis.watch_slots(),
+            silent: Arc::default(),
+        })
     }
 
     fn key(&self, channel: &str, key: &IdempotencyKey) -> Key {
@@ -48,8 +66,23 @@ impl RedisResults {
 #[async_trait]
 impl Results for RedisResults {
     async fn recall(&self, channel: &str, key: &IdempotencyKey) -> Option<Position> {
-        let answer = self.client.call(Call::command("GET", &self.key(channel, key), []).reading()).await.ok()?;
-        parse(&answer.into_string()?)
+        let key = self.key(channel, key);
+        let server = self.slots.borrow().owner(key.slot()).map(|node| node.address.clone());
+        let Some(server) = server.filter(|server| !self.silent.lock().contains(server)) else {
+            self.metrics.recalls_skipped.inc();
+            return None;
+        };
+        match self.client.call(question(&key)).await {
+            Ok(answer) => parse(&answer.into_string()?),
+            Err(CallError::Refused { .. }) => None,
+            Err(_) => {
+                if self.silent.lock().insert(server.clone()) {
+                    let silent = Arc::downgrade(&self.silent);
+                    tokio::spawn(until_heard(silent, server, key, self.client.clone(), self.slots.clone()));
+                }
+                None
+            }
+        }
     }
 
     fn remember(&self, channel: &str, key: &IdempotencyKey, position: Position, ttl: Duration) {
@@ -58,6 +91,30 @@ impl Results for RedisResults {
         let call = Call::command("SET", &self.key(channel, key), arguments).repeatable();
         if let Err(TrySendError::Full(_)) = self.waiting.try_send(call) {
             self.metrics.memories_dropped.inc();
+        }
+    }
+}
+
+fn question(key: &Key) -> Call {
+    Call::command("GET", key, []).reading()
+}
+
+/// Tries a server until it answers, or another one serves the key.
+async fn until_heard(
+    silent: Weak<Silent>,
+    server: Address,
+    key: Key,
+    client: Client,
+    slots: watch::Receiver<Arc<Slots>>,
+) {
+    loop {
+        tokio::time::sleep(TRIED_EVERY).await;
+        let serves = slots.borrow().owner(key.slot()).is_some_and(|node| node.address == server);
+        let heard = !serves || client.call(question(&key)).await.is_ok();
+        let Some(silent) = silent.upgrade() else { return };
+        if heard {
+            silent.lock().remove(&server);
+            return;
         }
     }
 }

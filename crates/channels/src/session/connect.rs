@@ -113,6 +113,7 @@ impl Session {
         };
         self.count(Method::Connect, 0);
         self.client = admitted.identity.client;
+        let resumed = admitted.won.is_some();
         self.phase = Phase::Connected(Box::new(Connected {
             identity: admitted.identity,
             subscriptions: super::Subscriptions::default(),
@@ -124,6 +125,9 @@ impl Session {
             self.adopt(established.subscription);
         }
         self.start_beat();
+        if resumed {
+            self.ask_for_a_sign();
+        }
     }
 
     pub(super) fn refresh(&mut self, id: u32, request: RefreshRequest) {

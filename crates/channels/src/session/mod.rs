@@ -139,7 +139,7 @@ struct Connected {
     subscriptions: Subscriptions,
     /// Unix seconds; 0: never.
     expire_at: u64,
-    /// A resume whose success the client has not shown yet.
+    /// A resume whose success no pong has shown yet.
     unconfirmed: Option<Box<Won>>,
 }
 
@@ -203,7 +203,6 @@ impl Session {
         if !self.beat.frame(&self.node) {
             return self.close(Disconnect::TOO_MANY_REQUESTS);
         }
-        self.confirm();
         for command in commands(self.outbox.encoding(), frame) {
             match command {
                 Ok(command) => self.accept(command),
@@ -251,7 +250,8 @@ impl Session {
         self.node.metrics.disconnects(plenum_telemetry::CloseCode::new(u32::from(reason.code))).inc();
     }
 
-    /// The client sends on a resumed connection, so it has what it needs to resume again.
+    /// The client answers a ping on a resumed connection, so it has what was sent before: what it needs to resume again.
+    /// Other frames may have left before the reply came.
     fn confirm(&mut self) {
         let Phase::Connected(connected) = &mut self.phase else { return };
         let Some(won) = connected.unconfirmed.take() else { return };
@@ -262,7 +262,7 @@ impl Session {
 
     fn accept(&mut self, command: Command) {
         if matches!(command.request, Request::Pong) {
-            return;
+            return self.confirm();
         }
         if matches!(self.phase, Phase::Refused) || self.outbox.is_closing() {
             return;

@@ -21,8 +21,8 @@ pub(super) struct Beat {
     pub(super) due: u32,
     /// The earliest wheel entry that is pending.
     scheduled: u32,
-    /// When the last ping was sent; 0: before the first.
-    pinged: u32,
+    /// When the next ping is to be sent.
+    next_ping: u32,
     /// How often it pings: what the client was told, whatever a reload says since.
     interval: u32,
     /// A ping is out and nothing has come since.
@@ -37,7 +37,7 @@ impl Beat {
     /// The heartbeat of a connection that is not authenticated: it must be by then.
     pub(super) fn stale_after(node: &Arc<Node>) -> Self {
         let due = node.wheel.after(node.settings().client.stale_close_delay);
-        Self { due, scheduled: due, pinged: 0, interval: 0, waiting: false, missed: 0, second: 0, frames: 0 }
+        Self { due, scheduled: due, next_ping: 0, interval: 0, waiting: false, missed: 0, second: 0, frames: 0 }
     }
 
     /// Counts a frame; any frame is a sign of life. False when too many came this second.
@@ -91,16 +91,23 @@ impl Session {
     /// The first ping of a connected client is due after the interval.
     pub(super) fn start_beat(&mut self) {
         let settings = self.node.settings();
-        self.beat.pinged = self.node.wheel.now();
         self.beat.interval = (settings.client.ping_interval.as_millis() / TICK.as_millis()) as u32;
-        self.beat.due = self.node.wheel.after(settings.client.ping_interval);
+        self.ping_at(self.node.wheel.after(settings.client.ping_interval));
+    }
+
+    /// Pings soon: the answer shows that the client has got what was sent before.
+    pub(super) fn ask_for_a_sign(&mut self) {
+        self.ping_at(self.node.wheel.after(TICK));
+    }
+
+    fn ping_at(&mut self, tick: u32) {
+        (self.beat.next_ping, self.beat.due) = (tick, tick);
         self.schedule();
     }
 
     /// Sends the next ping or judges the last. False when too many were missed.
     fn on_beat(&mut self, now: u32) -> bool {
         let settings = self.node.settings();
-        let next_ping = self.beat.pinged.saturating_add(self.beat.interval);
         if self.beat.waiting {
             self.beat.waiting = false;
             self.beat.missed = self.beat.missed.saturating_add(1);
@@ -109,15 +116,15 @@ impl Session {
                 return false;
             }
         }
-        if now < next_ping {
-            self.beat.due = next_ping;
+        if now < self.beat.next_ping {
+            self.beat.due = self.beat.next_ping;
             return true;
         }
         if let Some(ping) = frame(&self.outbox, &Reply::Ping) {
             self.outbox.push(ping);
         }
         self.beat.waiting = true;
-        self.beat.pinged = now;
+        self.beat.next_ping = now.saturating_add(self.beat.interval);
         self.beat.due = self.node.wheel.after(settings.client.pong_timeout);
         true
     }

@@ -31,6 +31,8 @@ pub struct RedisMetrics {
     pub sessions_went_back: IntCounter,
     /// Results and tails that were not kept because too many waited or the server did not answer.
     pub memories_dropped: IntCounter,
+    /// Publications that did not ask for an earlier result because the server did not answer.
+    pub recalls_skipped: IntCounter,
 }
 
 impl RedisMetrics {
@@ -56,6 +58,10 @@ impl RedisMetrics {
             "plenum_redis_memories_dropped_total",
             "Idempotency results and channel tails that were not kept.",
         )?;
+        let skipped = IntCounter::new(
+            "plenum_redis_recalls_skipped_total",
+            "Idempotency keys that were not asked for because their server was away.",
+        )?;
         let purposes = Purpose::ALL.iter().map(|purpose| PerPurpose {
             results: RESULTS.map(|result| calls.with_label_values(&[purpose.name(), result])),
             seconds: seconds.with_label_values(&[purpose.name()]),
@@ -73,6 +79,7 @@ impl RedisMetrics {
             Box::new(layout_changes.clone()),
             Box::new(went_back.clone()),
             Box::new(dropped.clone()),
+            Box::new(skipped.clone()),
         ];
         Ok(Arc::new(RedisMetrics {
             families,
@@ -82,6 +89,7 @@ impl RedisMetrics {
             layout_changes,
             sessions_went_back: went_back,
             memories_dropped: dropped,
+            recalls_skipped: skipped,
         }))
     }
 

@@ -37,13 +37,19 @@ async fn a_frozen_server_holds_nobody_up() {
     let key = IdempotencyKey { scope: "api".into(), key: "k".into() };
     let position = Position { offset: 7, epoch: Epoch::from("e") };
     results.remember("c", &key, position.clone(), RESULT_TTL);
-    while results.recall("c", &key).await != Some(position.clone()) {}
-    server.pause().unwrap();
-    for _ in 0..3 {
-        let started = Instant::now();
-        assert_eq!(results.recall("c", &key).await, None);
-        assert!(started.elapsed() < Duration::from_millis(300), "{:?}", started.elapsed());
+    while results.recall("c", &key).await != Some(position.clone()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
     }
+    server.pause().unwrap();
+    let started = Instant::now();
+    assert_eq!(results.recall("c", &key).await, None);
+    assert!(started.elapsed() >= RECALL_DEADLINE, "it was asked: {:?}", started.elapsed());
+    let (started, skipped) = (Instant::now(), redis.metrics().recalls_skipped.get());
+    for _ in 0..100 {
+        assert_eq!(results.recall("c", &key).await, None);
+    }
+    assert!(started.elapsed() < 5 * RECALL_DEADLINE, "it is not asked any more: {:?}", started.elapsed());
+    assert_eq!(redis.metrics().recalls_skipped.get() - skipped, 100);
     let started = Instant::now();
     for n in 0..2 * MAX_WAITING as u64 {
         results.remember(&n.to_string(), &key, position.clone(), RESULT_TTL);
@@ -51,5 +57,9 @@ async fn a_frozen_server_holds_nobody_up() {
     assert!(started.elapsed() < Duration::from_secs(5), "{:?}", started.elapsed());
     assert!(redis.metrics().memories_dropped.get() > 0);
     server.resume().unwrap();
-    while results.recall("c", &key).await != Some(position.clone()) {}
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while results.recall("c", &key).await != Some(position.clone()) {
+        assert!(Instant::now() < deadline, "it is asked again once it answers");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
 }
