@@ -69,12 +69,8 @@ class Stack:
         if redis:
             ports = lambda number: (port("redis", number), port("redis-bus", number))  # noqa: E731
             self.redis = RedisCluster(self.folder / "redis", self.secrets.redis, ports=ports)
-        configuration = self._configuration(nats, drain) | (settings or {})
-        self.replicas = [
-            self._replica("websocket", f"websocket-{number + 1}", configuration,
-                          (port("websocket", number), port("websocket-internal", number)))
-            for number in range(replicas)
-        ]
+        self.configuration = configuration = self._configuration(nats, drain) | (settings or {})
+        self.replicas = [self._websocket(number) for number in range(replicas)]
         self.api = self._replica("api", "api", configuration, (port("api"),) * 2)
         self.worker = self._replica("worker", "worker", configuration, (port("worker"),) * 2)
         self.nginx = Nginx(self.folder / "nginx", {
@@ -104,6 +100,17 @@ class Stack:
                 "servers": self.redis.servers, "user": self.redis.user, "password": self.redis.password,
             }
         return configuration
+
+    def _websocket(self, number):
+        ports = self.port("websocket", number), self.port("websocket-internal", number)
+        return self._replica("websocket", f"websocket-{number + 1}", self.configuration, ports)
+
+    def one_more(self):
+        """A further replica, not started; nginx does not know it before it is told so."""
+        replica = self._websocket(len(self.replicas))
+        self.replicas.append(replica)
+        self.ours.append(replica)
+        return replica
 
     def _replica(self, role, name, configuration, ports):
         return Replica(role, name, self.folder, self.binary, configuration, ports, log_folder=self.logs)
