@@ -12,6 +12,7 @@ mod drain;
 mod error;
 mod hub;
 mod idempotency;
+mod limits;
 mod namespace;
 mod node;
 mod operations;
@@ -34,6 +35,7 @@ pub mod memory;
 
 pub use access::{ConnectionInfo, TokenInfo};
 pub use error::OperationError;
+pub use limits::{Fallback, OnUnavailable};
 pub use namespace::*;
 pub use node::{AcceptError, Link, Node, Parts, Shared};
 pub use operations::{History, HistoryQuery, Publish, Published};

@@ -76,6 +76,9 @@ pub struct NamespaceOptions {
     /// What the name after the namespace must match (unanchored; the whole name without a namespace). Default empty:
     /// any ASCII name.
     pub channel_regex: String,
+    /// Ours: most subscribers of one channel, on all replicas where these share counts, else on this one; a further one
+    /// gets error 106. Server-side subscriptions count as well. Default 0: no bound.
+    pub subscriber_limit: usize,
     /// Ours: what becomes of a publication. Default `log`.
     pub durability: Durability,
 }

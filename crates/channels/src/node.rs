@@ -16,6 +16,7 @@ use uuid::Uuid;
 use crate::access::{self, Access};
 use crate::hub::Hub;
 use crate::idempotency::Idempotency;
+use crate::limits::Limits;
 use crate::memory::{MemoryLedger, SoleReplica};
 use crate::outbox::Mail;
 use crate::recall::Recall;
@@ -89,6 +90,7 @@ pub struct Node {
     pub(crate) hub: Arc<Hub>,
     pub(crate) registry: Registry,
     pub(crate) wheel: Wheel,
+    pub(crate) limits: Arc<Limits>,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) version: String,
     settings: ArcSwap<Compiled>,
@@ -156,6 +158,7 @@ impl Node {
             access: Arc::new(Access::new()),
             registry: Registry::new(),
             wheel: Wheel::new(),
+            limits: Limits::new(shared.quotas, parts.metrics.clone()),
             metrics: parts.metrics,
             version: parts.version,
             settings: ArcSwap::from_pointee(settings),

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::limits::OnUnavailable;
 use crate::namespace::NamespaceOptions;
 
 /// Settings of the domain, as read from configuration. [`Settings::compile`] checks them.
@@ -55,9 +56,11 @@ pub struct ClientSettings {
     pub connection_limit: usize,
     /// Most new connections per second of this process; a further handshake is answered with 503. Default 0: no bound.
     pub connection_rate_limit: u32,
-    /// Most connections of one user to this process; a further one is closed with 3504. Anonymous users are not
-    /// counted. Default 0: no bound.
+    /// Most connections of one user, to all replicas where these share counts, else to this process; a further one is
+    /// closed with 3504. Anonymous users are not counted. Default 0: no bound.
     pub user_connection_limit: usize,
+    /// Ours: `client.on_unavailable`.
+    pub on_unavailable: OnUnavailable,
     /// Lets clients connect without a token, as the anonymous user with an empty id. Default false.
     pub allow_anonymous_connect_without_token: bool,
     /// Refuses connection tokens whose user id is empty. Default false.
@@ -105,6 +108,7 @@ impl Default for ClientSettings {
             connection_limit: 0,
             connection_rate_limit: 0,
             user_connection_limit: 0,
+            on_unavailable: OnUnavailable::default(),
             allow_anonymous_connect_without_token: false,
             disallow_anonymous_connection_tokens: false,
             insecure: false,

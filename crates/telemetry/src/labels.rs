@@ -61,6 +61,28 @@ labels! {
 }
 
 labels! {
+    /// What is limited.
+    Limit {
+        UserConnections = "user_connections",
+        Subscribers = "subscribers",
+    }
+}
+
+labels! {
+    /// How a limit came to bear.
+    LimitOutcome {
+        /// Refused by the replica's own count.
+        Replica = "replica",
+        /// Refused by the count of all replicas.
+        Cluster = "cluster",
+        /// Let in by the replica's own count, because the cluster's was not reached.
+        LetIn = "let_in",
+        /// Refused because the cluster's count was not reached.
+        ShutOut = "shut_out",
+    }
+}
+
+labels! {
     /// How a connection is carried.
     Transport {
         WebSocket = "websocket",

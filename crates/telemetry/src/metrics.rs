@@ -10,8 +10,8 @@ use prometheus::{
 
 use crate::process::ProcessCollector;
 use crate::{
-    ApiMethod, AppendFailure, CloseCode, Handshake, Label, Method, Recovery, ResultCode, Resume, Transport,
-    WireEncoding,
+    ApiMethod, AppendFailure, CloseCode, Handshake, Label, Limit, LimitOutcome, Method, Recovery, ResultCode, Resume,
+    Transport, WireEncoding,
 };
 
 /// Upper bounds in seconds: 100 µs to 10 s, for calls that end within a few milliseconds when all is well.
@@ -32,6 +32,7 @@ pub struct Metrics {
     disconnects: Vec<IntCounter>,
     recoveries: Vec<IntCounter>,
     resumes: Vec<IntCounter>,
+    limits: Vec<IntCounter>,
     append_failures: Vec<IntCounter>,
     api_requests: Vec<IntCounter>,
     api_durations: Vec<Histogram>,
@@ -84,6 +85,7 @@ impl Metrics {
                 "Connects with a resume token by result.",
                 "result",
             )?,
+            limits: limits(r)?,
             append_failures: counters::<AppendFailure>(
                 r,
                 "plenum_log_append_failures_total",
@@ -168,6 +170,11 @@ impl Metrics {
         &self.recoveries[result.index()]
     }
 
+    /// Times that a limit came to bear so.
+    pub fn limits(&self, limit: Limit, outcome: LimitOutcome) -> &IntCounter {
+        &self.limits[limit.index() * LimitOutcome::ALL.len() + outcome.index()]
+    }
+
     /// Appends that were not acknowledged.
     pub fn append_failures(&self, reason: AppendFailure) -> &IntCounter {
         &self.append_failures[reason.index()]
@@ -234,6 +241,13 @@ fn connections(registry: &Registry) -> Made<Vec<IntGauge>> {
     let family = registered(registry, IntGaugeVec::new(options, &["transport", "encoding"])?)?;
     let pairs = Transport::ALL.iter().flat_map(|t| WireEncoding::ALL.iter().map(move |e| (t, e)));
     pairs.map(|(t, e)| family.get_metric_with_label_values(&[t.name(), e.name()])).collect()
+}
+
+fn limits(registry: &Registry) -> Made<Vec<IntCounter>> {
+    let options = Opts::new("plenum_limits_total", "Times that a limit refused somebody, or could not be asked.");
+    let family = registered(registry, IntCounterVec::new(options, &["limit", "outcome"])?)?;
+    let pairs = Limit::ALL.iter().flat_map(|l| LimitOutcome::ALL.iter().map(move |o| (l, o)));
+    pairs.map(|(l, o)| family.get_metric_with_label_values(&[l.name(), o.name()])).collect()
 }
 
 fn by_method_and_code<M: Label>(registry: &Registry, name: &str, help: &str) -> Made<Vec<IntCounter>> {

@@ -97,6 +97,11 @@ impl Quotas for MemoryQuotas {
         Ok(())
     }
 
+    fn hold(&self, quota: Quota, key: &str, member: &str) {
+        let own = self.replicas.census().own.replica;
+        self.store.members.lock().entry((quota, key.into())).or_default().insert((own, member.into()));
+    }
+
     fn exit(&self, quota: Quota, key: &str, member: &str) {
         let own = self.replicas.census().own.replica;
         let (mut counts, place) = (self.store.members.lock(), (quota, key.into()));

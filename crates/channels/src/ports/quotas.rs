@@ -60,7 +60,10 @@ pub trait Quotas: Send + Sync + 'static {
     /// Counts one (`member` makes a repetition harmless) unless `max` are there; of replicas that are alive only.
     async fn enter(&self, quota: Quota, key: &str, member: &str, max: u64) -> Result<(), QuotaError>;
 
-    /// Takes back what [`Quotas::enter`] counted; never fails, at worst it is swept later.
+    /// Counts one whatever the limit is, now or as soon as the cluster is reached; never waits.
+    fn hold(&self, quota: Quota, key: &str, member: &str);
+
+    /// Takes back what [`Quotas::enter`] or [`Quotas::hold`] counted; never fails, at worst it is swept later.
     fn exit(&self, quota: Quota, key: &str, member: &str);
 
     /// Takes a token. Never waits: what this replica took is told to the cluster every 200 ms, and what others took is

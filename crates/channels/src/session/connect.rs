@@ -18,14 +18,16 @@ use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
 use crate::error::Failure;
+use crate::limits::{Counted, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
-use crate::{Compiled, ConnectionClaims, SubscribeOptions, TokenError};
+use crate::{Compiled, ConnectionClaims, Quota, SubscribeOptions, TokenError};
 
 /// A connect that may go on: the session takes it up and opens the outbox with the reply.
 pub(super) struct Admitted {
     identity: Arc<Identity>,
     expire_at: u64,
+    counted: Option<Counted>,
     established: Vec<Established>,
     result: ConnectResult,
     /// Of a resumed connection.
@@ -118,6 +120,7 @@ impl Session {
             identity: admitted.identity,
             subscriptions: super::Subscriptions::default(),
             expire_at: admitted.expire_at,
+            _counted: admitted.counted,
             unconfirmed: admitted.won.map(Box::new),
         }));
         self.outbox.open(frame);
@@ -195,6 +198,7 @@ impl Newcomer {
         if !node.registry.identify(*connection, &registered, settings.client.user_connection_limit) {
             return Err(Disconnect::CONNECTION_LIMIT.into());
         }
+        let counted = count(node, &settings, &registered).await?;
         // Only now: an entry that comes after this look finds the connection.
         node.access.check(claims, grant.token)?;
         if grant.won.is_some() {
@@ -229,7 +233,7 @@ impl Newcomer {
             ..ConnectResult::default()
         };
         let expire_at = pass.claims.expire_at;
-        Ok(Box::new(Admitted { identity: registered, expire_at, established, result, won: grant.won }))
+        Ok(Box::new(Admitted { identity: registered, expire_at, counted, established, result, won: grant.won }))
     }
 
     /// What the client may be: who it was, if it carries a pass that opens, or else who its token says.
@@ -297,6 +301,20 @@ impl Newcomer {
             None if anonymous => Ok(ConnectionClaims::default()),
             None => Err(Disconnect::BAD_REQUEST.into()),
         }
+    }
+}
+
+/// Counts the connection among its user's, where that is limited.
+async fn count(node: &Arc<crate::Node>, settings: &Compiled, identity: &Identity) -> Result<Option<Counted>, Failure> {
+    let (max, fallback) = (settings.client.user_connection_limit, settings.client.on_unavailable.user_connections);
+    if max == 0 || identity.user.is_empty() {
+        return Ok(None);
+    }
+    let place = (Quota::UserConnections, identity.user.clone());
+    match node.limits.enter(place, identity.client, max, fallback).await {
+        Ok(counted) => Ok(Some(counted)),
+        Err(Refused::Full) => Err(Disconnect::CONNECTION_LIMIT.into()),
+        Err(Refused::Unknown) => Err(ErrorCode::INTERNAL.into()),
     }
 }
 

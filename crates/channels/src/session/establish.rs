@@ -18,7 +18,8 @@ use super::{Caller, time_to_live};
 use crate::burst::publication_frame;
 use crate::channel::{GoLive, MemberTraits};
 use crate::error::Failure;
-use crate::{NamespaceOptions, OperationError, Page, Position, Read, RecoveryMode, Since, SubscribeOverrides};
+use crate::limits::{Counted, Refused};
+use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, RecoveryMode, Since, SubscribeOverrides};
 
 /// Payload bytes of one page of a catch-up.
 const PAGE_BYTES: usize = 64 * 1024;
@@ -117,6 +118,7 @@ pub(super) async fn establish(
     let node = caller.node.clone();
     let terms = plan.terms();
     let (expires, ttl) = time_to_live(plan.expire_at)?;
+    let counted = count(&caller, &plan).await?;
     let lease = node.hub.acquire(&plan.channel).await.map_err(OperationError::from)?;
     lease.channel().show_offsets(plan.namespace.keeps_history());
     let mut seat = None;
@@ -154,9 +156,25 @@ pub(super) async fn establish(
         expire_at: plan.expire_at,
         server_side: plan.server_side,
         seat,
+        _counted: counted,
         catch_up: catch_up.map(|read| Box::new(CatchUp { read, deadline: Instant::now() + CATCH_UP_TIME })),
     };
     Ok(Established { subscription, result })
+}
+
+/// Counts the client among the channel's subscribers, where these are limited.
+async fn count(caller: &Caller, plan: &Plan) -> Result<Option<Counted>, Failure> {
+    let max = plan.namespace.subscriber_limit;
+    if max == 0 {
+        return Ok(None);
+    }
+    let fallback = caller.node.settings().client.on_unavailable.subscribers;
+    let place = (Quota::ChannelSubscribers, plan.channel.clone());
+    match caller.node.limits.enter(place, caller.identity.client, max, fallback).await {
+        Ok(counted) => Ok(Some(counted)),
+        Err(Refused::Full) => Err(ErrorCode::LIMIT_EXCEEDED.into()),
+        Err(Refused::Unknown) => Err(ErrorCode::INTERNAL.into()),
+    }
 }
 
 /// A member that is not live yet.

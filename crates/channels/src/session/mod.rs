@@ -26,6 +26,7 @@ use plenum_telemetry::{Method, ResultCode};
 use uuid::Uuid;
 
 use crate::error::Failure;
+use crate::limits::Counted;
 use crate::node::unix_now;
 use crate::resume::{Resumption, Won};
 use crate::{ConnectionClaims, Link, Node, Outbox};
@@ -139,6 +140,8 @@ struct Connected {
     subscriptions: Subscriptions,
     /// Unix seconds; 0: never.
     expire_at: u64,
+    /// Its place among its user's connections, where these are limited.
+    _counted: Option<Counted>,
     /// A resume whose success no pong has shown yet.
     unconfirmed: Option<Box<Won>>,
 }

@@ -8,6 +8,7 @@ use tokio::time::Instant;
 
 use super::Caller;
 use crate::hub::Lease;
+use crate::limits::Counted;
 use crate::resume::{Join, NewLeave};
 use crate::{Announcement, CLOSED_BY_CLIENT, NamespaceOptions, Position, PresenceError, SUPERSEDED};
 
@@ -29,6 +30,8 @@ pub(crate) struct Subscription {
     pub(super) expire_at: u64,
     pub(super) server_side: bool,
     pub(super) seat: Option<Box<Seat>>,
+    /// Its place among the channel's subscribers, where these are limited.
+    pub(super) _counted: Option<Counted>,
     /// Set while publications that the client missed are still being read.
     pub(super) catch_up: Option<Box<CatchUp>>,
 }

@@ -95,6 +95,23 @@ impl Drop for RedisQuotas {
     }
 }
 
+/// A call under way: who drops it does not learn whether it counted.
+struct Unsure<'a>(Option<(&'a Mutex<Held>, Place)>);
+
+impl Unsure<'_> {
+    fn settle(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Unsure<'_> {
+    fn drop(&mut self) {
+        if let Some((held, place)) = self.0.take() {
+            held.lock().doubt(place);
+        }
+    }
+}
+
 fn text(text: &str) -> Value {
     Value::String(text.into())
 }
@@ -124,7 +141,9 @@ impl Inner {
         let (limit, life) = (max.min(i64::MAX as u64) as i64, self.life.as_millis() as i64);
         let head = [text(&incarnation(own)), text(member), Value::Integer(limit), Value::Integer(life)];
         let arguments = head.into_iter().chain(alive.map(|alive| text(&incarnation(alive))));
+        let unsure = Unsure(Some((&self.held, place.clone())));
         let answer = self.client.call(Call::script(&ENTER, &[&base], arguments).repeatable()).await;
+        unsure.settle();
         match answer.map(|found| found.as_i64()) {
             Ok(Some(-1)) => {
                 let mut held = self.held.lock();
@@ -233,6 +252,14 @@ async fn flush(inner: Weak<Inner>) {
 impl Quotas for RedisQuotas {
     async fn enter(&self, quota: Quota, key: &str, member: &str, max: u64) -> Result<(), QuotaError> {
         self.inner.enter((quota, key.into()), member, max).await
+    }
+
+    fn hold(&self, quota: Quota, key: &str, member: &str) {
+        let place: Place = (quota, key.into());
+        let slot = self.inner.base(&place).slot();
+        let mut held = self.inner.held.lock();
+        held.enter(&place, member, slot);
+        held.doubt(place);
     }
 
     fn exit(&self, quota: Quota, key: &str, member: &str) {

@@ -150,7 +150,21 @@ const CLIENT: &[Entry] = &[
         Number,
         "New connections per second of this process; beyond it handshakes get 503. 0: no bound.",
     ),
-    ("client.user_connection_limit", Number, "Connections of one user to this process; beyond it 3504. 0: no bound."),
+    (
+        "client.user_connection_limit",
+        Number,
+        "Connections of one user, with redis.servers to all replicas together, else to this process; beyond it 3504. 0: no bound.",
+    ),
+    (
+        "client.on_unavailable.user_connections",
+        Text,
+        "! While Redis does not answer, client.user_connection_limit of all replicas fails open (this replica's own count holds) or closed (connects get the temporary error 100).",
+    ),
+    (
+        "client.on_unavailable.subscribers",
+        Text,
+        "! The same for subscriber_limit of namespaces: open, or closed (subscribes get the temporary error 100).",
+    ),
     (
         "client.presence_grace",
         Duration,
@@ -304,6 +318,11 @@ const NAMESPACE: &[Entry] = &[
     ("allow_history_for_client", Switch, "Any client may read history."),
     ("allow_user_limited_channels", Switch, "Names may end in #user1,user2, who alone may subscribe."),
     ("channel_regex", Text, "What the name after the namespace must match, unanchored; empty: any ASCII name."),
+    (
+        "subscriber_limit",
+        Number,
+        "! Subscribers of one channel, with redis.servers on all replicas together, else on this one; beyond it error 106. 0: no bound.",
+    ),
     (
         "durability",
         Text,

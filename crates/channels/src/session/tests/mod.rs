@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod draining;
 mod joining;
+mod limits;
 mod lost;
 mod recovery;
 mod refusing;
@@ -28,7 +29,8 @@ use plenum_protocol::{
 use plenum_telemetry::Metrics;
 
 use crate::memory::{
-    ControlBus, MemoryBroker, MemoryControl, MemoryLedger, MemoryLog, MemoryPresence, PresenceStore, ReplicaBus,
+    ControlBus, MemoryBroker, MemoryControl, MemoryLedger, MemoryLog, MemoryPresence, PresenceStore, QuotaStore,
+    ReplicaBus,
 };
 use crate::{
     ConnectionClaims, Lease, Ledger, Link, Log, NamespaceOptions, Node, Parts, Presence, PresenceError, PresenceStats,
@@ -126,6 +128,7 @@ struct Cluster {
     replicas: Arc<ReplicaBus>,
     broker: Arc<MemoryBroker>,
     presence: Arc<PresenceStore>,
+    quotas: Arc<QuotaStore>,
     control: Arc<ControlBus>,
     /// While true nobody can enter presence.
     away: Arc<AtomicBool>,
@@ -179,6 +182,7 @@ impl Cluster {
             replicas: ReplicaBus::new(),
             broker: MemoryBroker::new(crate::memory::MemoryConfig::default()),
             presence: PresenceStore::new(),
+            quotas: QuotaStore::new(),
             control: ControlBus::new(),
             away: Arc::default(),
             started: 0,
@@ -198,7 +202,9 @@ impl Cluster {
             name,
             version: "0".into(),
         };
-        let shared = Shared { ledger: self.ledger.clone(), replicas: self.replicas.side(), ..Shared::single() };
+        let replicas = self.replicas.side();
+        let quotas = self.quotas.replica(replicas.clone());
+        let shared = Shared { ledger: self.ledger.clone(), replicas, quotas: Some(quotas), ..Shared::single() };
         let node = Node::with_shared(parts, shared).unwrap();
         node.start();
         node
