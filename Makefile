@@ -1,6 +1,6 @@
 # Every target with a `##` remark appears in `make help`.
 .DEFAULT_GOAL := help
-.PHONY: help run stack stack-stop stack-roll stack-nats test test-rust test-sdk test-autobahn test-faults lint fmt bench tools
+.PHONY: help run stack stack-stop stack-roll stack-nats cluster image test test-rust test-sdk test-autobahn test-faults test-image test-cluster lint fmt bench tools
 
 help: ## List these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -29,6 +29,12 @@ stack-nats: ## Start three replicas on a cluster of three NATS servers on 127.0.
 	@cargo build --profile fast --package plenum
 	@exec deploy/stack/run $(ARGS)
 
+image: ## Build the server's image with docker, podman or buildah (ARGS="--tag plenum:1 --archive plenum.tar")
+	@deploy/images/build $(ARGS)
+
+cluster: ## Build the image, load it and install the chart into the cluster of the current kubectl context (ARGS="--set …")
+	@deploy/cluster/install $(ARGS)
+
 test: ## Run every suite: Rust, the SDKs, the server API, the browser, Autobahn; the last line is the total
 	@e2e/run
 
@@ -41,8 +47,15 @@ test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Pyth
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
 
-test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, 25 minutes (e2e/faults/run NAME for one)
-	@e2e/run faults sessions-faults
+test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, and roll them with 1,000 clients, 35 minutes
+	@e2e/run faults sessions-faults rolling
+
+test-image: ## Build the server's image and start it by runc: messages, names, certificates (needs root)
+	@deploy/tools/install image
+	@e2e/run image
+
+test-cluster: ## Install, update, break and remove the chart in the cluster of the current kubectl context, 15 minutes
+	@e2e/run cluster
 
 lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
 	cargo fmt --all --check

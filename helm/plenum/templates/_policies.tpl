@@ -22,7 +22,7 @@
     - { protocol: TCP, port: 4222 }
     {{- else }}
     {{- range .Values.externalNats.servers }}
-    - { protocol: TCP, port: {{ regexFind "[0-9]+$" . | int }} }
+    - { protocol: TCP, port: {{ regexFind ":[0-9]+$" . | trimPrefix ":" | default "4222" | int }} }
     {{- end }}
     {{- end }}
 {{- if or .Values.redis.enabled .Values.externalRedis.servers }}
@@ -38,7 +38,7 @@
     - { protocol: TCP, port: 6379 }
     {{- else }}
     {{- range .Values.externalRedis.servers }}
-    - { protocol: TCP, port: {{ regexFind "[0-9]+$" . | int }} }
+    - { protocol: TCP, port: {{ regexFind ":[0-9]+$" . | trimPrefix ":" | default "6379" | int }} }
     {{- end }}
     {{- end }}
 {{- end }}
