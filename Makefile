@@ -52,10 +52,10 @@ test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, an
 
 test-image: ## Build the server's image and start it by runc: messages, names, certificates (needs root)
 	@deploy/tools/install image
-	@e2e/run image
+	@python3 e2e/images/images_cases.py $(ARGS)
 
-test-cluster: ## Install, update, break and remove the chart in the cluster of the current kubectl context, 15 minutes
-	@e2e/run cluster
+test-cluster: ## Install, update, break and remove the chart in the cluster of the current kubectl context, 15 minutes (ARGS="install")
+	@python3 e2e/cluster/run $(ARGS)
 
 lint: ## Check format, clippy's warnings, and the crates' licences, sources and bans
 	cargo fmt --all --check

@@ -130,8 +130,8 @@ impl Counts {
 }
 
 /// Runs the test; `progress` is called once a second. Ends by itself: after the ramp (at most `patience`), the duration, and
-/// at most `patience` for what is still on its way.
-pub async fn run(plan: Plan, mut progress: impl FnMut(Progress)) -> Report {
+/// at most `patience` for what is still on its way. When `enough` is done, nothing more is published and the rest follows.
+pub async fn run(plan: Plan, enough: impl Future<Output = ()>, mut progress: impl FnMut(Progress)) -> Report {
     let (phases, phase) = watch::channel(Phase::Ramp);
     let begin = Instant::now();
     let shared = Arc::new(Shared { plan, begin, phase, counts: Mutex::new(Counts::new()) });
@@ -156,9 +156,12 @@ pub async fn run(plan: Plan, mut progress: impl FnMut(Progress)) -> Report {
     }
     let started = Instant::now();
     let _ = phases.send(Phase::Run);
+    let mut enough = std::pin::pin!(enough);
     while started.elapsed() < plan.duration {
-        sleep(STEP.min(plan.duration.saturating_sub(started.elapsed()))).await;
-        show(Instant::now());
+        tokio::select! {
+            () = sleep(STEP.min(plan.duration.saturating_sub(started.elapsed()))) => show(Instant::now()),
+            () = &mut enough => break,
+        }
     }
     let ran = started.elapsed();
     let _ = phases.send(Phase::Settle);

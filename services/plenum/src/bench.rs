@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 use plenum_load::{MIN_SIZE, Plan, Progress, Target, Thresholds, TokenMaker};
 use plenum_protocol::Encoding;
 use plenum_tokens::{ConnectionTokenSpec, sign_connection};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::cli::{BenchSession, WireEncoding};
 use crate::config;
@@ -20,7 +21,7 @@ pub fn session(arguments: &BenchSession) -> anyhow::Result<ExitCode> {
         Thresholds { connect: arguments.min_connect / 100.0, p99: arguments.max_p99, lost: arguments.max_lost };
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let users = arguments.users;
-    let report = runtime.block_on(plenum_load::run(plan, |progress| show(&progress, users)));
+    let report = runtime.block_on(plenum_load::run(plan, enough(), |progress| show(&progress, users)));
     match arguments.json {
         true => println!("{}", serde_json::to_string_pretty(&report)?),
         false => print!("{}", report.text(&thresholds)),
@@ -30,6 +31,26 @@ pub fn session(arguments: &BenchSession) -> anyhow::Result<ExitCode> {
         complaints.iter().for_each(|complaint| eprintln!("FAILED: {complaint}"));
     }
     Ok(if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// Done at the first SIGINT or SIGTERM, so that a test which is ended early still reports; the next one ends the process.
+async fn enough() {
+    let (Ok(mut interrupt), Ok(mut terminate)) = (signal(SignalKind::interrupt()), signal(SignalKind::terminate()))
+    else {
+        return std::future::pending().await;
+    };
+    either(&mut interrupt, &mut terminate).await;
+    tokio::spawn(async move {
+        either(&mut interrupt, &mut terminate).await;
+        std::process::exit(130);
+    });
+}
+
+async fn either(first: &mut Signal, second: &mut Signal) {
+    tokio::select! {
+        _ = first.recv() => {}
+        _ = second.recv() => {}
+    }
 }
 
 fn plan(arguments: &BenchSession) -> anyhow::Result<Plan> {
