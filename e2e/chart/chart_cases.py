@@ -103,6 +103,15 @@ class Chart(unittest.TestCase):
                     with self.assertRaisesRegex(RenderFailed, r"(?i)schema"):
                         rendering.text(program, None, "--set", setting)
 
+    def test_values_that_contradict_each_other_are_refused(self):
+        for settings, said in (
+            (("nats.enabled=false",), "externalNats.servers"), (("nginx.enabled=false", "ingress.enabled=true"), "nginx.enabled"),
+            (("nginx.enabled=false", "httpRoute.enabled=true"), "nginx.enabled"),
+        ):
+            with self.subTest(settings=settings):
+                with self.assertRaisesRegex(RenderFailed, said):
+                    rendering.text("helm3", None, *[word for setting in settings for word in ("--set", setting)])
+
     def test_what_is_written_from_something_else_is_current(self):
         for script in ("schema", "readme", "snapshot"):
             with self.subTest(script=script):

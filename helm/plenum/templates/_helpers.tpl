@@ -97,6 +97,7 @@ capabilities:
 {{- if ge (int .Values.nats.replicas) 3 -}}{{- $replicas = 3 -}}{{- end -}}
 {{- toJson (dict "servers" $servers "replicas" $replicas "max_bytes" (.Values.nats.streamMaxBytes | int64) "pool" (dict "discover_servers" false)) -}}
 {{- else -}}
+{{- if not .Values.externalNats.servers }}{{ fail "nats.enabled is false: externalNats.servers must name servers" }}{{ end -}}
 {{- toJson (dict "servers" .Values.externalNats.servers "replicas" (.Values.externalNats.streamReplicas | int)) -}}
 {{- end -}}
 {{- end -}}
