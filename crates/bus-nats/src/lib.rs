@@ -3,7 +3,9 @@
 //! The reusable part: [`pool`] (connections), [`publish`] (three ways to publish), [`subscriber`] (queue and durable
 //! subscriptions), [`workers`] (keyed worker pool), [`report`] (what all of them use). `docs/nats.md` is its manual.
 
+pub mod backup;
 mod channel_token;
+pub mod check;
 pub mod control;
 mod histogram;
 pub mod ledger;

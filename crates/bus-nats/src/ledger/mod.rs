@@ -12,10 +12,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use async_nats::HeaderMap;
+use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
 use bytes::Bytes;
 use plenum_channels::{LEDGER_ERASED_SHOWS, Ledger, LedgerError, Record, check_ledger_sizes};
+use plenum_telemetry::Finding;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
@@ -55,30 +56,13 @@ impl NatsLedger {
     pub async fn start(links: Arc<dyn Links>, config: &LedgerConfig) -> Result<Arc<Self>, LedgerError> {
         let name = format!("{}-ledger", config.prefix);
         let ledger =
-            Self { links, stream: format!("KV_{name}"), subject: format!("$KV.{name}"), known: AtomicU64::new(0) };
+            Self { links, stream: stream(&config.prefix), subject: format!("$KV.{name}"), known: AtomicU64::new(0) };
         ledger.create(config).await?;
         Ok(Arc::new(ledger))
     }
 
     async fn create(&self, config: &LedgerConfig) -> Result<(), LedgerError> {
-        let wanted = json!({
-            "name": self.stream,
-            "subjects": [format!("{}.>", self.subject)],
-            "retention": "limits",
-            "storage": "file",
-            "discard": "new",
-            "num_replicas": config.replicas,
-            "max_age": 0,
-            "max_msgs": -1,
-            "max_bytes": config.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
-            "max_msgs_per_subject": 1,
-            "max_consumers": -1,
-            "max_msg_size": -1,
-            "deny_delete": true,
-            "deny_purge": true,
-            "allow_direct": true,
-            "allow_msg_ttl": true,
-        });
+        let wanted = settings(config);
         let client = self.links.any();
         let made = requests::api::<Value>(&client, &format!("STREAM.CREATE.{}", self.stream), &wanted).await;
         match made {
@@ -89,17 +73,7 @@ impl NatsLedger {
         // It is there with other settings: those that promises stand on must be right.
         let subject = format!("STREAM.INFO.{}", self.stream);
         let found = requests::api::<Value>(&client, &subject, &Value::Null).await?;
-        let wrong = ["max_msgs_per_subject", "max_age", "num_replicas", "allow_direct", "allow_msg_ttl", "storage"]
-            .into_iter()
-            .find(|&setting| found["config"][setting] != wanted[setting]);
-        match wrong {
-            None => Ok(()),
-            Some(setting) => {
-                let (found, wanted) = (&found["config"][setting], &wanted[setting]);
-                let reason = format!("stream {}: setting {setting} is {found}, must be {wanted}", self.stream);
-                Err(LedgerError::Unavailable { reason })
-            }
-        }
+        wrong(&self.stream, &found["config"], &wanted).map_or(Ok(()), |reason| Err(LedgerError::Unavailable { reason }))
     }
 
     fn register(&self, key: &str) -> String {
@@ -189,6 +163,62 @@ impl NatsLedger {
             requests::write(&self.links.any(), self.register(key), headers, value.unwrap_or_default()).await?;
         self.known.fetch_max(written.seq, Ordering::AcqRel);
         Ok(written.seq)
+    }
+}
+
+/// The stream of the bucket.
+pub(crate) fn stream(prefix: &str) -> String {
+    format!("KV_{prefix}-ledger")
+}
+
+/// The settings of the stream.
+fn settings(config: &LedgerConfig) -> Value {
+    json!({
+        "name": stream(&config.prefix),
+        "subjects": [format!("$KV.{}-ledger.>", config.prefix)],
+        "retention": "limits",
+        "storage": "file",
+        "discard": "new",
+        "num_replicas": config.replicas,
+        "max_age": 0,
+        "max_msgs": -1,
+        "max_bytes": config.max_bytes.map_or(-1, |bytes| i64::try_from(bytes).unwrap_or(i64::MAX)),
+        "max_msgs_per_subject": 1,
+        "max_consumers": -1,
+        "max_msg_size": -1,
+        "deny_delete": true,
+        "deny_purge": true,
+        "allow_direct": true,
+        "allow_msg_ttl": true,
+    })
+}
+
+/// The first setting that a promise stands on and that differs, in words.
+fn wrong(stream: &str, found: &Value, wanted: &Value) -> Option<String> {
+    let setting = ["max_msgs_per_subject", "max_age", "num_replicas", "allow_direct", "allow_msg_ttl", "storage"]
+        .into_iter()
+        .find(|&setting| found[setting] != wanted[setting])?;
+    let (found, wanted) = (&found[setting], &wanted[setting]);
+    Some(format!("stream {stream}: setting {setting} is {found}, must be {wanted}"))
+}
+
+/// What the bucket is like, for operators; nothing is created.
+pub(crate) async fn inspect(client: &Client, config: &LedgerConfig) -> Finding {
+    const SUBJECT: &str = "ledger";
+    let stream = stream(&config.prefix);
+    match requests::api::<Value>(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await {
+        Ok(info) => match wrong(&stream, &info["config"], &settings(config)) {
+            None => {
+                let (count, bytes) = (&info["state"]["num_subjects"], info["state"]["bytes"].as_u64().unwrap_or(0));
+                Finding::good(SUBJECT, format!("{count} registers, {}", crate::log::bytes(bytes)))
+            }
+            Some(reason) => Finding::failed(SUBJECT, reason, "set it back: no replica starts like this"),
+        },
+        Err(RequestError::Refused { code: 10059, .. }) => {
+            let advice = "the first replica creates it; where there was one, blocks and revocations are gone with it";
+            Finding::warning(SUBJECT, "there is none", advice)
+        }
+        Err(error) => Finding::failed(SUBJECT, error.to_string(), "look at the NATS servers' logs"),
     }
 }
 

@@ -136,7 +136,7 @@ pub(super) fn parse_time_ms(text: &str) -> Option<u64> {
 }
 
 /// The other way round, to the millisecond.
-pub(super) fn format_time_ms(ms: u64) -> String {
+pub(crate) fn format_time_ms(ms: u64) -> String {
     let (seconds, ms) = (ms / 1000, ms % 1000);
     let (days, second) = (seconds / 86_400, seconds % 86_400);
     // Years are counted from March, so that the leap day is the last of a year; eras have 400 of them.

@@ -103,7 +103,7 @@ impl Stored {
 }
 
 /// A request of the JetStream API, `$JS.API.` before the subject.
-pub(super) async fn api<T: DeserializeOwned>(
+pub(crate) async fn api<T: DeserializeOwned>(
     client: &Client,
     subject: &str,
     body: &impl Serialize,
@@ -121,7 +121,7 @@ pub(super) async fn api<T: DeserializeOwned>(
 }
 
 /// An answer of the JetStream API, or a publication's acknowledgement.
-pub(super) fn parse_api<T: DeserializeOwned>(payload: &[u8]) -> Result<T, RequestError> {
+pub(crate) fn parse_api<T: DeserializeOwned>(payload: &[u8]) -> Result<T, RequestError> {
     #[derive(serde::Deserialize)]
     struct Failed {
         error: Failure,

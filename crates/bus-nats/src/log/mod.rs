@@ -4,6 +4,7 @@
 
 mod ack;
 mod append;
+mod archive;
 mod bucket;
 mod chain;
 #[cfg(test)]
@@ -15,6 +16,7 @@ mod entry;
 mod event;
 #[cfg(test)]
 mod faults;
+mod inspect;
 mod jetstream;
 mod line;
 mod links;
@@ -59,9 +61,14 @@ use self::ticks::Ticker;
 use self::workers::{Command, Sink, Workers};
 use crate::channel_token;
 
+pub(crate) use archive::{Contents, contents, record_stream};
 pub use config::{GroupConfig, LogConfig, Placement};
+pub(crate) use entry::format_time_ms;
+pub(crate) use inspect::{bytes, inspect, unix_ms};
+pub(crate) use jetstream::{RequestError as ApiError, api as js_api, parse_api as js_answer};
 pub use links::{Held, Links, PoolLinks};
 pub use setup::SetupError;
+pub(crate) use setup::{is_new_enough, min_server};
 
 /// Room for headers and subject beside the payload, in the server's limit on a message.
 const OVERHEAD_BYTES: usize = 4096;

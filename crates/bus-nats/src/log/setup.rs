@@ -78,32 +78,33 @@ pub enum SetupError {
     },
 }
 
-fn min_server() -> String {
+/// The oldest version that will do, as text.
+pub(crate) fn min_server() -> String {
     format!("{}.{}.{}", MIN_SERVER.0, MIN_SERVER.1, MIN_SERVER.2)
 }
 
 /// What all replicas agree on. Values that stand here can never be changed, only new ones added.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Layout {
-    format: u32,
-    incarnation: String,
+pub(super) struct Layout {
+    pub format: u32,
+    pub incarnation: String,
     /// Number of shards by group.
-    groups: BTreeMap<String, u32>,
+    pub groups: BTreeMap<String, u32>,
     /// Group by namespace.
-    namespaces: BTreeMap<String, String>,
+    pub namespaces: BTreeMap<String, String>,
 }
 
 /// What all replicas agree on about one shard.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct ShardRecord {
+pub(super) struct ShardRecord {
     /// How often positions went back or a stream was lost.
-    regress: u32,
-    first_seq: u64,
+    pub regress: u32,
+    pub first_seq: u64,
     /// The stream was created; when it is missing from now on, it was lost.
-    ready: bool,
+    pub ready: bool,
     /// The stream had reached this sequence: if it ends below it, it went back while no replica ran.
     #[serde(default)]
-    high: u64,
+    pub high: u64,
 }
 
 impl ShardRecord {
@@ -164,7 +165,7 @@ pub(super) struct Ready {
 pub(super) async fn set_up(client: &Client, config: &LogConfig) -> Result<Ready, SetupError> {
     config.check()?;
     let version = server_version(client).await?;
-    if parse_version(&version).is_none_or(|version| version < MIN_SERVER) {
+    if !is_new_enough(&version) {
         return Err(SetupError::ServerTooOld { version });
     }
     let bucket = Bucket { client, name: names::bucket(&config.prefix) };
@@ -242,7 +243,7 @@ pub(super) async fn note_high(
     }
 }
 
-fn record_key(group: &str, shard: u32) -> String {
+pub(super) fn record_key(group: &str, shard: u32) -> String {
     format!("shard.{group}.{shard}")
 }
 
@@ -256,6 +257,11 @@ async fn server_version(client: &Client) -> Result<String, SetupError> {
         tokio::time::sleep(PAUSE / 2).await;
     }
     Err(unavailable("asking for the server's version", "there is no contact"))
+}
+
+/// Whether a server of this version has what the log needs.
+pub(crate) fn is_new_enough(version: &str) -> bool {
+    parse_version(version).is_some_and(|version| version >= MIN_SERVER)
 }
 
 /// `major.minor.patch`; what follows the numbers (`-RC.1`) does not count.
@@ -295,7 +301,7 @@ async fn agree_on_layout(bucket: &Bucket<'_>, config: &LogConfig) -> Result<Layo
 }
 
 /// Adds what is new to the layout; refuses what would change it.
-fn merge_layout(layout: &mut Layout, config: &LogConfig) -> Result<(), SetupError> {
+pub(super) fn merge_layout(layout: &mut Layout, config: &LogConfig) -> Result<(), SetupError> {
     let immutable = |setting: String, wanted: String, found: String| SetupError::Immutable { setting, wanted, found };
     #[cfg(test)]
     if !layout.groups.is_empty() && super::faults::Faults::on(&config.faults.ignore_layout) {

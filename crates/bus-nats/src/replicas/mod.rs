@@ -191,7 +191,8 @@ fn encode(beat: Beat) -> Vec<u8> {
     bytes
 }
 
-fn decode(bytes: &[u8]) -> Option<Beat> {
+/// The heartbeat in a message; `None` for anything else.
+pub(crate) fn decode(bytes: &[u8]) -> Option<Beat> {
     let (replica, rest) = bytes.split_first_chunk()?;
     let (generation, rest) = rest.split_first_chunk()?;
     let (counter, rest) = rest.split_first_chunk()?;
