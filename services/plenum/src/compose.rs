@@ -91,6 +91,9 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
         presence = redis.presence.clone();
         shared.quotas = Some(redis.quotas.clone());
         shared.results = Some(redis.results.clone());
+        if let Some(nats) = &nats {
+            nats.remember_tails(redis.tails.clone());
+        }
         dependencies.push(redis);
     }
     let parts = Parts {

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use plenum_channels::{Dependency, Replicas};
-use plenum_sessions_redis::RedisResults;
 use plenum_sessions_redis::client::{self, Layout, RedisCollector, RedisConfig, RedisMetrics, Tls};
 use plenum_sessions_redis::presence::{PresenceConfig, RedisPresence};
 use plenum_sessions_redis::quotas::RedisQuotas;
+use plenum_sessions_redis::{RedisResults, RedisTails};
 use plenum_telemetry::Metrics;
 
 use crate::config::{self, RedisMode};
@@ -28,6 +28,8 @@ pub struct Redis {
     pub quotas: Arc<RedisQuotas>,
     /// The port.
     pub results: Arc<RedisResults>,
+    /// The port.
+    pub tails: Arc<RedisTails>,
 }
 
 impl Redis {
@@ -39,8 +41,8 @@ impl Redis {
         let client = client::Redis::open(settings(config)?, counts)?;
         let presence = RedisPresence::start(client.clone(), replicas.clone(), PresenceConfig::default());
         let quotas = RedisQuotas::start(client.clone(), replicas, QUOTA_LIFE);
-        let results = RedisResults::new(&client);
-        Ok(Arc::new(Self { client, presence, quotas, results }))
+        let (results, tails) = (RedisResults::new(&client), RedisTails::new(&client));
+        Ok(Arc::new(Self { client, presence, quotas, results, tails }))
     }
 }
 

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::names;
 use super::setup::SetupError;
+use super::tails::TailStore;
 
 /// Says which retention group a channel belongs to, as an index into [`LogConfig::groups`].
 pub type Placement = Arc<dyn Fn(&str) -> usize + Send + Sync>;
@@ -34,6 +35,8 @@ pub struct LogConfig {
     pub append_queue: usize,
     /// How long an append is tried: at least 15 s, below 45 s.
     pub append_patience: Duration,
+    /// Where last positions of channels outlive their data; `None`: nowhere.
+    pub tails: Option<TailStore>,
     /// What a test breaks.
     #[cfg(test)]
     pub(crate) faults: Arc<super::faults::Faults>,
@@ -71,6 +74,7 @@ impl Default for LogConfig {
             append_window: 1024,
             append_queue: 8192,
             append_patience: Duration::from_secs(20),
+            tails: None,
             #[cfg(test)]
             faults: Arc::default(),
         }

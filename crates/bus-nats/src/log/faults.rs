@@ -26,6 +26,8 @@ pub(crate) struct Faults {
     pub ignore_ticks: AtomicBool,
     /// Ticks are signs of life and nothing more: what they cover stays unknown.
     pub hold_ticks: AtomicBool,
+    /// What a live tick says has always been read before, as over a slow connection.
+    pub read_ticks_first: AtomicBool,
     /// A new leader leads to nothing.
     pub ignore_elections: AtomicBool,
     /// Changed settings of streams are overlooked.

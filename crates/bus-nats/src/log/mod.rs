@@ -18,6 +18,7 @@ mod event;
 mod faults;
 mod inspect;
 mod jetstream;
+mod lasts;
 mod line;
 mod links;
 mod live;
@@ -28,6 +29,7 @@ mod repair;
 mod settings;
 mod setup;
 mod shard;
+mod tails;
 #[cfg(test)]
 mod tests;
 mod ticks;
@@ -57,6 +59,7 @@ use self::jetstream::{REQUEST_TIMEOUT, RequestError};
 use self::line::Request;
 use self::read::Reader;
 use self::shard::{READ_PATIENCE, Shard};
+use self::tails::Teller;
 use self::ticks::Ticker;
 use self::workers::{Command, Sink, Workers};
 use crate::channel_token;
@@ -69,6 +72,7 @@ pub(crate) use jetstream::{RequestError as ApiError, api as js_api, parse_api as
 pub use links::{Held, Links, PoolLinks};
 pub use setup::SetupError;
 pub(crate) use setup::{is_new_enough, min_server};
+pub use tails::TailStore;
 
 /// Room for headers and subject beside the payload, in the server's limit on a message.
 const OVERHEAD_BYTES: usize = 4096;
@@ -105,6 +109,7 @@ impl NatsLog {
                 let shard = Arc::new(Shard::new(index, group, number as u32, &config, incarnation));
                 index += 1;
                 let ticker = Ticker {
+                    teller: Teller::new(&shard),
                     shard: shard.clone(),
                     links: links.clone(),
                     workers: workers.clone(),

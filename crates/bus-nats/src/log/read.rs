@@ -15,6 +15,7 @@ use super::proof::{self, End};
 use super::repair::front;
 use super::setup::stream_info;
 use super::shard::{Current, Shard};
+use super::tails;
 
 /// Entries of one request.
 const BATCH: usize = 256;
@@ -146,6 +147,7 @@ impl Reader<'_> {
     async fn after(&self, top: &Top, read: &Read, since: &Position) -> Result<Page, RequestError> {
         let position = since.offset;
         if let Some(complete) = top.end.settles(position) {
+            let complete = complete || self.remembered(top, position).await?;
             let offset = if complete { top.end.top().max(position) } else { top.end.top() };
             return Ok(nothing(top, offset, complete));
         }
@@ -180,6 +182,25 @@ impl Reader<'_> {
         }
         let previous = if found && from == position + 1 { position } else { 0 };
         self.forwards(top, read, from, previous, complete).await
+    }
+
+    /// Of a channel that the stream holds nothing of any more: whether its remembered tail and what the stream still holds
+    /// prove together that nothing followed this position.
+    async fn remembered(&self, top: &Top, position: u64) -> Result<bool, RequestError> {
+        if top.end.last.is_some() || position > top.end.stream_last || self.shard.broken().is_some() {
+            return Ok(false);
+        }
+        let hash = crate::channel_token::hash(self.channel);
+        let Some(tail) = tails::recall(self.shard, &top.current, hash).await else { return Ok(false) };
+        if position < tail.position.offset {
+            return Ok(false);
+        }
+        #[cfg(test)]
+        if Faults::on(&self.shard.faults.trust_tails) {
+            return Ok(true);
+        }
+        // Nothing followed through there, and the stream, of which everything since is left, holds nothing either.
+        self.front_allows(top, tail.through).await
     }
 
     async fn oldest(&self, top: &Top, read: &Read) -> Result<Page, RequestError> {

@@ -17,6 +17,7 @@ use super::entry::VOID_AFTER_MS;
 use super::jetstream::{Answer, RequestError, get_last};
 use super::names::ShardNames;
 use super::setup::Incarnation;
+use super::tails::TailStore;
 
 /// Without a tick for this long the shard's state cannot be trusted.
 pub(super) const DOUBTFUL_AFTER: Duration = Duration::from_secs(3);
@@ -97,6 +98,8 @@ pub(super) struct Shard {
     /// Its number in the group.
     pub number: u32,
     pub names: ShardNames,
+    pub group_name: String,
+    pub tails: Option<TailStore>,
     pub max_age_ms: u64,
     pub max_bytes: Option<u64>,
     #[cfg(test)]
@@ -137,6 +140,8 @@ impl Shard {
             index,
             group,
             number,
+            group_name: settings.name.clone(),
+            tails: config.tails.clone(),
             names: ShardNames::new(&config.prefix, &settings.name, number),
             max_age_ms: u64::try_from(settings.max_age.as_millis()).unwrap_or(u64::MAX),
             max_bytes: settings.max_bytes,

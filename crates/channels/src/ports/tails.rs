@@ -19,7 +19,7 @@ pub struct RememberedTail {
 /// that nothing followed after [`RememberedTail::through`].
 #[async_trait]
 pub trait Tails: Send + Sync + 'static {
-    /// Remembers tails; an older one never replaces a newer one of the same epoch. Ends within a second.
+    /// Remembers tails under the names that the log gives its channels, at most 255 bytes; an older one never replaces a newer one of the same epoch. Ends within a second.
     async fn remember(&self, tails: &[(String, RememberedTail)], ttl: Duration);
 
     /// What is known of a channel; `None` also when the store cannot be asked.

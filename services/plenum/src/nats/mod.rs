@@ -10,10 +10,11 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
 use plenum_bus_nats::ledger::{LedgerConfig, NatsLedger};
-use plenum_bus_nats::log::{NatsLog, PoolLinks, SetupError};
+use plenum_bus_nats::log::{LogConfig, NatsLog, PoolLinks, SetupError, TailStore};
 use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
 use plenum_bus_nats::replicas::NatsReplicas;
 use plenum_bus_nats::report::Reporter;
+use plenum_channels::Tails;
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
@@ -44,6 +45,8 @@ pub struct Nats {
     pub ledger: Arc<DeferredLedger>,
     /// Heartbeats of all replicas.
     pub replicas: Arc<NatsReplicas>,
+    /// Where last positions of channels outlive their data, if anywhere.
+    tails: OnceLock<Arc<dyn Tails>>,
     placement: Placement,
     reporter: Reporter,
     parts: OnceLock<Started>,
@@ -76,6 +79,7 @@ impl Nats {
             control: Arc::default(),
             ledger: Arc::default(),
             replicas,
+            tails: OnceLock::new(),
             placement: Placement::new(config),
             parts: OnceLock::new(),
             options: ArcSwap::from_pointee(config.nats.clone()),
@@ -83,10 +87,17 @@ impl Nats {
         }))
     }
 
+    /// Has the log remember last positions of channels there; before [`Nats::start`].
+    pub fn remember_tails(&self, tails: Arc<dyn Tails>) {
+        let _ = self.tails.set(tails);
+    }
+
     /// Sets the log up as soon as NATS lets it, trying for ever, and says when contact comes and goes. Ends only with an
     /// error that no waiting mends: a setting that contradicts what the cluster holds.
     pub fn start(self: &Arc<Self>, config: &Config) -> JoinHandle<SetupError> {
-        let (nats, config) = (self.clone(), settings::log(config));
+        let tails = self.tails.get().cloned();
+        let tails = tails.map(|tails| TailStore { tails, ttl: settings::tails_ttl(&config.channel) });
+        let (nats, config) = (self.clone(), LogConfig { tails, ..settings::log(config) });
         tokio::spawn(async move {
             let watch = nats.watch();
             tokio::pin!(watch);
@@ -110,7 +121,7 @@ impl Nats {
         })
     }
 
-    async fn begin(&self, config: &plenum_bus_nats::log::LogConfig) -> Result<(), SetupError> {
+    async fn begin(&self, config: &LogConfig) -> Result<(), SetupError> {
         while let Err(error) = self.pool.wait_ready(ATTEMPT).await {
             let error = format!("{:#}", settings::explain(&self.options.load(), error));
             tracing::error!(error, servers = self.pool.config().servers.join(" "), "waiting for NATS");

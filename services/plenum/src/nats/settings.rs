@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::time::Duration;
 
 use plenum_bus_nats::log::{GroupConfig, LogConfig};
 use plenum_bus_nats::pool::{Credentials, PoolConfig, PoolError, Tls};
@@ -150,7 +151,15 @@ pub fn log(config: &Config) -> LogConfig {
         append_window: nats.append_window,
         append_queue: nats.append_queue,
         append_patience: nats.append_patience,
+        tails: None,
     }
+}
+
+/// How long last positions are remembered: as long as the longest `history_meta_ttl` of all namespaces.
+pub fn tails_ttl(channel: &ChannelSettings) -> Duration {
+    let namespaces = std::iter::once(&channel.without_namespace).chain(&channel.namespaces);
+    let longest = namespaces.map(|namespace| namespace.history_meta_ttl).max().unwrap_or_default();
+    longest.max(channel.history_meta_ttl)
 }
 
 /// Which retention group a channel belongs to: fixed while the process runs, because a channel that moved would leave

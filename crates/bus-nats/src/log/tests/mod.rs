@@ -16,5 +16,6 @@ mod repair;
 mod rules;
 mod scale;
 mod servers;
+mod tails;
 mod trimming;
 mod went_back;
