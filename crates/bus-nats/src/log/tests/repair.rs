@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use super::servers::{Witness, config, faulty, prefix, publish, replica, request};
+use super::servers::{Witness, config, faulty, prefix, publish, replica, request, until};
+use crate::log::shard::DOUBTFUL_AFTER;
 use crate::testing::NatsServer;
 use plenum_channels::Log;
 
@@ -32,6 +33,20 @@ async fn a_lost_last_message_is_found_by_the_tick() {
     faults.ignore_ticks.store(true, Ordering::SeqCst);
     let offset = publish(&publisher, "channel", "x").await;
     assert!(!witness.gets(offset, Duration::from_secs(3)).await, "found without ticks");
+}
+
+/// Over a slow connection each tick may be read before it comes live; that it came is a sign of life all the same.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_tick_that_was_read_before_is_a_sign_of_life() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let _writer = replica(vec![server.url()], config(&prefix, 1)).await;
+    let (log, faults) = faulty(vec![server.url()], config(&prefix, 1)).await;
+    Witness::on(&log, "channel").await;
+    faults.read_ticks_first.store(true, Ordering::SeqCst);
+    let (shard, start) = (log.shard("channel").clone(), Instant::now());
+    let alive = || start.elapsed() > DOUBTFUL_AFTER + Duration::from_secs(1) && !shard.is_doubtful();
+    assert!(until(Duration::from_secs(30), alive).await, "no sign of life");
 }
 
 /// A third of all live messages is lost; everything arrives once and in order.

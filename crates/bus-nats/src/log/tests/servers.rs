@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
-use plenum_channels::{Append, Live, LiveEvent, Log, Page, Position, Read, Retention, Since};
+use plenum_channels::{Append, Live, LiveEvent, Log, Page, Position, Read, ReadError, Retention, Since};
 use plenum_protocol::Publication;
 
 use crate::log::faults::Faults;
@@ -102,13 +102,20 @@ impl Live for Witness {
 
 impl Witness {
     pub async fn on(log: &NatsLog, channel: &str) -> Arc<Self> {
+        Self::within(Duration::from_secs(30), log, channel).await.unwrap()
+    }
+
+    /// A witness that joined. On a busy machine the first ticks may take their time; until then a subscription is refused
+    /// as temporary.
+    pub async fn within(patience: Duration, log: &NatsLog, channel: &str) -> Result<Arc<Self>, ReadError> {
         let witness = Arc::new(Self::default());
-        // On a busy machine the first ticks may take their time; until then a subscription is refused as temporary.
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + patience;
         while let Err(error) = log.subscribe(channel, witness.clone()).await {
-            assert!(Instant::now() < deadline, "{error}");
+            if Instant::now() > deadline {
+                return Err(error);
+            }
         }
-        witness
+        Ok(witness)
     }
 
     pub fn offsets(&self) -> Vec<u64> {
