@@ -33,7 +33,9 @@ def run(command, seconds=60, check=True, given=None):
     except subprocess.TimeoutExpired as late:
         raise CommandFailed(f"{shlex.join(command)}: not done after {seconds} s") from late
     if check and done.returncode:
-        raise CommandFailed(f"{shlex.join(command)}: status {done.returncode}\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+        # Helm tells of every link of the chart, each time.
+        said = "\n".join(line for line in (done.stdout + done.stderr).splitlines() if "found symbolic link" not in line)
+        raise CommandFailed(f"{shlex.join(command)}: status {done.returncode}\n{said[-3000:]}")
     return done.stdout if check else done
 
 
