@@ -28,6 +28,8 @@ pub(crate) struct Faults {
     pub hold_ticks: AtomicBool,
     /// What a live tick says has always been read before, as over a slow connection.
     pub read_ticks_first: AtomicBool,
+    /// A remembered tail is believed without a look at what the stream still holds.
+    pub trust_tails: AtomicBool,
     /// A new leader leads to nothing.
     pub ignore_elections: AtomicBool,
     /// Changed settings of streams are overlooked.

@@ -6,9 +6,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plenum_channels::{RememberedTail, Tails};
+use plenum_channels::{Epoch, RememberedTail, Tails};
 use tokio::task::JoinHandle;
 
+use super::digest::Digest;
 use super::lasts::Lasts;
 use super::shard::{Current, Shard};
 
@@ -28,7 +29,9 @@ pub struct TailStore {
 pub(super) struct Teller {
     store: TailStore,
     /// In step with the chain of ticks, also while another replica writes them.
-    pub lasts: Lasts,
+    lasts: Lasts,
+    /// The incarnation that `lasts` is of.
+    epoch: Epoch,
     /// The batch under way.
     telling: Option<JoinHandle<()>>,
 }
@@ -37,7 +40,26 @@ impl Teller {
     pub fn new(shard: &Shard) -> Option<Self> {
         let store = shard.tails.clone()?;
         let lasts = Lasts::new(store.ttl, Duration::from_millis(shard.max_age_ms));
-        Some(Self { store, lasts, telling: None })
+        Some(Self { store, lasts, epoch: shard.current().epoch.clone(), telling: None })
+    }
+
+    /// The next tick of the chain.
+    pub fn note(&mut self, shard: &Shard, digest: &Digest) {
+        self.follow(shard);
+        self.lasts.note(digest);
+    }
+
+    /// A tick is missing.
+    pub fn forget(&mut self) {
+        self.lasts.forget();
+    }
+
+    fn follow(&mut self, shard: &Shard) {
+        let epoch = shard.current().epoch.clone();
+        if self.epoch != epoch {
+            self.lasts.forget();
+            self.epoch = epoch;
+        }
     }
 
     /// Tells the next batch if none is under way. Does not wait for it.
@@ -45,6 +67,7 @@ impl Teller {
         if self.telling.as_ref().is_some_and(|telling| !telling.is_finished()) {
             return;
         }
+        self.follow(shard);
         let (through, quiet) = self.lasts.due(AT_ONCE);
         if quiet.is_empty() || !writes {
             return;

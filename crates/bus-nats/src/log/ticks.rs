@@ -18,6 +18,7 @@ use super::names::Kind;
 use super::settings::check_running;
 use super::setup::{note_high, note_regress, set_up_again, stream_info};
 use super::shard::{Current, Shard};
+use super::tails::Teller;
 use super::workers::Workers;
 use crate::channel_token;
 
@@ -67,12 +68,14 @@ pub(super) struct Ticker {
     pub links: Arc<dyn Links>,
     pub workers: Workers,
     pub config: LogConfig,
+    /// Remembers where quiet channels ended, if that is configured.
+    pub teller: Option<Teller>,
     /// Random number of this run.
     pub writer: u64,
 }
 
 impl Ticker {
-    pub async fn run(self) {
+    pub async fn run(mut self) {
         let mut check = interval(Duration::from_millis(100));
         check.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let spread = SPREAD.mul_f64(rand::rng().random());
@@ -110,6 +113,9 @@ impl Ticker {
                             refused = 0;
                             self.examine(written).await;
                         }
+                    }
+                    if let Some(teller) = &mut self.teller {
+                        teller.tell(&self.shard, writer == self.writer);
                     }
                     if inspected.elapsed() >= INSPECT_EVERY {
                         inspected = Instant::now();
@@ -162,7 +168,7 @@ impl Ticker {
         }
     }
 
-    async fn arrived(&self, message: async_nats::Message) {
+    async fn arrived(&mut self, message: async_nats::Message) {
         let Some(stored) = Stored::parse(message) else { return };
         if stored.stream != self.shard.current().stream {
             self.shard.suspect.notify_one();
@@ -184,7 +190,7 @@ impl Ticker {
     }
 
     /// Takes a tick in if it is the next one.
-    fn take(&self, stored: &Stored) -> Option<Link> {
+    fn take(&mut self, stored: &Stored) -> Option<Link> {
         let digest = Digest::decode(stored.payload.clone())?;
         self.shard.see(&stored.stream, stored.seq);
         #[cfg(test)]
@@ -206,12 +212,15 @@ impl Ticker {
             if digest.writer != self.writer {
                 self.shard.forget_known();
             }
+            if let Some(teller) = &mut self.teller {
+                teller.note(&self.shard, &digest);
+            }
         }
         Some(link)
     }
 
     /// Reads the ticks that were missed; where they are gone, every local channel of the shard is verified.
-    async fn catch_up(&self) {
+    async fn catch_up(&mut self) {
         let (client, current) = (self.links.any(), self.shard.current());
         loop {
             let from = self.shard.chain().newest + 1;
@@ -223,6 +232,9 @@ impl Ticker {
                     && let Some(digest) = Digest::decode(stored.payload.clone())
                 {
                     self.workers.verify_shard(&self.shard, self.shard.chain().through, 0);
+                    if let Some(teller) = &mut self.teller {
+                        teller.forget();
+                    }
                     self.shard.with_chain(|chain| {
                         chain.newest = stored.seq;
                         chain.through = digest.through;
@@ -236,7 +248,7 @@ impl Ticker {
     }
 
     /// Reads what the shard got since the newest tick and writes the next one, unless another replica is faster.
-    async fn write(&self) -> Written {
+    async fn write(&mut self) -> Written {
         let current = self.shard.current();
         let chain = self.shard.chain();
         let client = self.links.any();
