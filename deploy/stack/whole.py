@@ -70,7 +70,8 @@ class Stack:
             ports = lambda number: (port("redis", number), port("redis-bus", number))  # noqa: E731
             self.redis = RedisCluster(self.folder / "redis", self.secrets.redis, ports=ports)
         self.configuration = configuration = self._configuration(nats, drain) | (settings or {})
-        self.replicas = [self._websocket(number) for number in range(replicas)]
+        self.made = 0
+        self.replicas = [self._websocket() for _ in range(replicas)]
         self.api = self._replica("api", "api", configuration, (port("api"),) * 2)
         self.worker = self._replica("worker", "worker", configuration, (port("worker"),) * 2)
         self.nginx = Nginx(self.folder / "nginx", {
@@ -101,13 +102,14 @@ class Stack:
             }
         return configuration
 
-    def _websocket(self, number):
+    def _websocket(self):
+        number, self.made = self.made, self.made + 1
         ports = self.port("websocket", number), self.port("websocket-internal", number)
         return self._replica("websocket", f"websocket-{number + 1}", self.configuration, ports)
 
     def one_more(self):
         """A further replica, not started; nginx does not know it before it is told so."""
-        replica = self._websocket(len(self.replicas))
+        replica = self._websocket()
         self.replicas.append(replica)
         self.ours.append(replica)
         return replica

@@ -182,7 +182,8 @@ function placeSdkPublications() {
 // Commands
 
 const delivered = () => clients.reduce((sum, { witness }) => sum + witness.publications.length, 0);
-const status = () => ({ ...counts, clients: clients.length + late.length, subscribed: subscribed(), delivered: delivered() });
+const status = () => ({ ...counts, clients: clients.length + late.length, subscribed: subscribed(), delivered: delivered(),
+  opened: handshakes.opened });
 
 async function start() {
   await enter(settings.clients, clients);
@@ -209,7 +210,7 @@ function phase() {
   handshakes.failed.clear();
   handshakes.perSecond.clear();
   errors.clear();
-  return { ...found, ...status() };
+  return { ...status(), ...found };
 }
 
 /** Clients that have not got the newest acknowledged publication of a sender of their channel. */
