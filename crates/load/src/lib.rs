@@ -6,6 +6,8 @@
 //! before the publish to the arrival at each user.
 
 mod book;
+mod http_request;
+mod probe;
 mod report;
 mod socket;
 mod user;
@@ -19,6 +21,8 @@ use plenum_protocol::Encoding;
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, sleep_until};
 
+pub use http_request::{HttpAnswer, HttpTarget};
+pub use probe::{Handshake, Probe};
 pub use report::{Latency, Report, Thresholds};
 pub use socket::{Target, TargetError};
 

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use http::{HeaderValue, Uri};
+use http::{HeaderValue, Response, Uri};
 use plenum_protocol::Encoding;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
@@ -27,10 +27,47 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub struct Target {
     url: Uri,
+    place: Place,
+    origin: Option<HeaderValue>,
+}
+
+/// A TCP port, and whom to trust there.
+#[derive(Clone)]
+pub(crate) struct Place {
     host: String,
     port: u16,
-    origin: Option<HeaderValue>,
     tls: Option<(TlsConnector, ServerName<'static>)>,
+}
+
+impl Place {
+    /// Where a URL with these schemes leads; `None` when it is no such URL.
+    pub(crate) fn of(url: &Uri, schemes: [&str; 2], ca: Option<&Path>) -> Result<Option<Self>, TargetError> {
+        let (Some(scheme), Some(host)) = (url.scheme_str(), url.host()) else { return Ok(None) };
+        if !schemes.contains(&scheme) {
+            return Ok(None);
+        }
+        let encrypted = scheme == schemes[1];
+        let host = host.trim_matches(['[', ']']).to_owned();
+        let port = url.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        if !encrypted {
+            return Ok(Some(Self { host, port, tls: None }));
+        }
+        let Ok(name) = ServerName::try_from(host.clone()) else { return Ok(None) };
+        Ok(Some(Self { host, port, tls: Some((connector(ca)?, name)) }))
+    }
+
+    /// TCP and TLS.
+    pub(crate) async fn dial(&self) -> Result<Stream, String> {
+        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| error.to_string())?;
+        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
+        Ok(match &self.tls {
+            None => Stream::Plain(tcp),
+            Some((connector, name)) => {
+                let tls = connector.connect(name.clone(), tcp).await.map_err(|error| error.to_string())?;
+                Stream::Tls(Box::new(tls))
+            }
+        })
+    }
 }
 
 /// Why a target cannot be used.
@@ -61,37 +98,24 @@ impl Target {
     pub fn new(url: &str, origin: Option<&str>, ca: Option<&Path>) -> Result<Self, TargetError> {
         let wrong = || TargetError::Url { url: url.to_owned() };
         let uri: Uri = url.parse().map_err(|_| wrong())?;
-        let encrypted = match uri.scheme_str() {
-            Some("ws") => false,
-            Some("wss") => true,
-            _ => return Err(wrong()),
-        };
-        let host = uri.host().ok_or_else(wrong)?.trim_matches(['[', ']']).to_owned();
-        let port = uri.port_u16().unwrap_or(if encrypted { 443 } else { 80 });
+        let place = Place::of(&uri, ["ws", "wss"], ca)?.ok_or_else(wrong)?;
         let origin = origin
             .map(|origin| HeaderValue::from_str(origin).map_err(|_| TargetError::Origin { origin: origin.to_owned() }))
             .transpose()?;
-        let tls = match encrypted {
-            true => Some((connector(ca)?, ServerName::try_from(host.clone()).map_err(|_| wrong())?)),
-            false => None,
-        };
-        Ok(Self { url: uri, host, port, origin, tls })
+        Ok(Self { url: uri, place, origin })
     }
 
     pub(crate) async fn open(&self, encoding: Encoding) -> Result<WebSocketStream<Stream>, String> {
-        timeout(PATIENCE, self.handshake(encoding)).await.map_err(|_| "no answer within 10 s".to_owned())?
+        let opened = timeout(PATIENCE, self.handshake(encoding)).await;
+        opened.map_err(|_| "no answer within 10 s".to_owned())?.map(|(socket, _)| socket)
     }
 
-    async fn handshake(&self, encoding: Encoding) -> Result<WebSocketStream<Stream>, String> {
-        let tcp = TcpStream::connect((self.host.as_str(), self.port)).await.map_err(|error| error.to_string())?;
-        tcp.set_nodelay(true).map_err(|error| error.to_string())?;
-        let stream = match &self.tls {
-            None => Stream::Plain(tcp),
-            Some((connector, name)) => {
-                let tls = connector.connect(name.clone(), tcp).await.map_err(|error| error.to_string())?;
-                Stream::Tls(Box::new(tls))
-            }
-        };
+    /// The socket and the answer to its handshake.
+    pub(crate) async fn handshake(
+        &self,
+        encoding: Encoding,
+    ) -> Result<(WebSocketStream<Stream>, Response<Option<Vec<u8>>>), String> {
+        let stream = self.place.dial().await?;
         let mut request = self.url.clone().into_client_request().map_err(|error| error.to_string())?;
         if let Some(origin) = &self.origin {
             request.headers_mut().insert("origin", origin.clone());
@@ -103,7 +127,7 @@ impl Target {
         // The library's own buffer is 128 KiB for each of thousands of connections.
         let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(0);
         match client_async_with_config(request, stream, Some(config)).await {
-            Ok((socket, _)) => Ok(socket),
+            Ok(opened) => Ok(opened),
             Err(error) => Err(error.to_string()),
         }
     }
@@ -142,6 +166,19 @@ fn connector(ca: Option<&Path>) -> Result<TlsConnector, TargetError> {
 pub(crate) enum Stream {
     Plain(TcpStream),
     Tls(Box<TlsStream<TcpStream>>),
+}
+
+impl Stream {
+    /// What the server proved itself with, its own certificate first; empty without TLS.
+    pub(crate) fn certificates(&self) -> Vec<Vec<u8>> {
+        match self {
+            Stream::Plain(_) => Vec::new(),
+            Stream::Tls(stream) => {
+                let chain = stream.get_ref().1.peer_certificates().unwrap_or_default();
+                chain.iter().map(|certificate| certificate.to_vec()).collect()
+            }
+        }
+    }
 }
 
 impl AsyncRead for Stream {

@@ -38,6 +38,7 @@
 //! unless it is `reading` or [`repeatable`](client::Call::repeatable); it follows moved slots, loads scripts and waits
 //! for a failover until its deadline of 0.9 s. [`testing`] runs real servers. `docs/redis.md` is the manual.
 
+pub mod check;
 pub mod client;
 pub mod keys;
 pub mod presence;
