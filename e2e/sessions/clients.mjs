@@ -17,6 +17,7 @@ const builds = { json: requireTool('centrifuge'), protobuf: requireTool('centrif
 const { endpoints, channels } = settings;
 
 const ATTEMPT_MS = 5000; // then the publisher asks another replica, under the same key
+const SLOW_MS = 300; // publications that took longer are named
 const GIVE_UP_MS = 60_000;
 const CATCH_UP_MS = 30_000;
 const PROBE_MS = 30_000;
@@ -143,6 +144,7 @@ function returned(group, connects) {
 
 const publishers = [];
 const running = [];
+let slow = []; // publications that took long since the last look
 let troubles = new Map(); // answers of publishes since the last look, with the replica
 const agent = new http.Agent({ keepAlive: true });
 let going = false;
@@ -181,7 +183,9 @@ async function publish(publisher, p) {
       const { result, error } = await attempt(endpoints[replica], body);
       if (result) {
         publisher.done.set(n, result);
-        publisher.stall = Math.max(publisher.stall, Date.now() - begin);
+        const took = Date.now() - begin;
+        publisher.stall = Math.max(publisher.stall, took);
+        if (took > SLOW_MS) slow.push({ at: begin, took, channel: publisher.channel, replica });
         break;
       }
       publisher.errors.set(error, (publisher.errors.get(error) ?? 0) + 1);
@@ -315,6 +319,7 @@ const commands = {
       returned: all.filter((member) => !stayed.includes(member)).map(({ user, codes }) => `${user} ${codes.slice(-2)}`),
       publishing: Math.max(0, ...publishers.map(({ stall }) => stall)),
       publishErrors: Object.fromEntries(troubles),
+      slow: slow.toSorted((a, b) => b.took - a.took).slice(0, 5),
       subscribe: probes.longest,
       subscribes: probes.done,
       subscribeErrors: Object.fromEntries(probes.errors),
@@ -322,7 +327,7 @@ const commands = {
     for (const member of [...groups.values()].flat()) member.marked = member.connects;
     for (const witness of witnesses) witness.stall = 0;
     for (const publisher of publishers) publisher.stall = 0;
-    troubles = new Map();
+    [slow, troubles] = [[], new Map()];
     Object.assign(probes, { longest: 0, done: 0, errors: new Map() });
     return answer;
   },

@@ -1,6 +1,5 @@
 """The cases: each fills in its figures and what was wrong, and leaves the system whole."""
 
-import threading
 import time
 
 from failure import Failure
@@ -101,6 +100,10 @@ def judge_delivery(calm, hurt, detail, figures, wrong):
     for what in ("delivery", "publishing"):
         figures[f"longest stall of {what}"] = f"{seconds(hurt[what])}, before {seconds(calm[what])}"
         require(wrong, hurt[what] <= calm[what] + STALL_SECONDS, f"{what} stalled: {detail['worst']}, {detail['publishErrors']}")
+    if hurt["publishing"] > calm["publishing"]:
+        figures["slowest publications"] = ", ".join(
+            f"{each['took'] / 1000:.1f} s at {time.strftime('%H:%M:%S', time.localtime(each['at'] / 1000))} on replica "
+            f"{each['replica']}, {each['channel']}" for each in detail["slow"]) or "none"
     figures["connections lost meanwhile"] = detail["returned"] or "none"
     figures["publications repeated after"] = detail["publishErrors"] or "none"
 
@@ -248,160 +251,6 @@ def blocked(system, figures, wrong):
     time.sleep(1)
     system.clients.run("group", group="free", count=3, user="blocked-user", channel="", seconds=5)
     system.clients.run("dismiss", group="free")
-
-
-@case("Redis primary killed")
-def primary_killed(system, figures, wrong):
-    there, probes = expected(system), 12
-    system.clients.run("probe", count=probes, namespace="room")
-    try:
-        stalls(system)
-        time.sleep(8)
-        calm, _ = stalls(system)
-        begin = time.time()
-        watched = [*CHANNELS, *(f"room:probe-{number}" for number in range(probes))]
-        with Sampler(system, [STAYS], watched) as sampler:
-            time.sleep(1)
-            victim = system.primaries()[0]
-            victim.kill()
-            time.sleep(15)
-        hurt, detail = stalls(system)
-    finally:
-        system.clients.run("probed")
-    victim.start()
-    system.redis.wait()
-    members = {channel: there.get(channel, set()) for channel in watched}
-    hidden, asked, seen = sampler.hidden(members), sampler.stall(), told(system, begin)
-    judge_delivery(calm, hurt, detail, figures, wrong)
-    figures["longest stall of subscribe"] = f"{seconds(hurt['subscribe'])}, before {seconds(calm['subscribe'])}"
-    figures["longest stall of presence"] = f"{seconds(asked)}, refused: {sampler.errors or 'none'}"
-    figures["subscribes"] = f"{detail['subscribes']}, refused: {detail['subscribeErrors'] or 'none'}"
-    figures["longest missing from presence"] = seconds(hidden)
-    require(wrong, hidden <= 2, f"somebody was missing for {hidden:.1f} s")
-    mine = [each for each in seen if each["client"] in set().union(*there.values())]
-    require(wrong, not mine, f"observers were told: {described(mine)}")
-    whole(system)
-
-
-@case("all of Redis away for 20 s")
-def redis_away(system, figures, wrong):
-    there = expected(system)
-    stalls(system)
-    time.sleep(5)
-    calm, _ = stalls(system)
-    begin = time.time()
-    with Sampler(system, [0, 1, 2]) as sampler:
-        for node in system.redis.nodes:
-            node.kill()
-        gone = time.time()
-        time.sleep(20)
-        during, detail = stalls(system)
-        system.redis.launch()
-        system.redis.finish()
-        here = time.time()
-        back = whole(system, seconds=30)
-        time.sleep(CENSUS_SECONDS)
-    hidden, seen = sampler.hidden(there), told(system, begin)
-    judge_delivery(calm, during, detail, figures, wrong)
-    figures["presence while it was away"] = f"refused: {sampler.errors or 'never'}"
-    figures["presence right again"] = f"{seconds(back)} after the nodes served all slots ({seconds(here - gone)} after they went)"
-    figures["longest that an answer lacked somebody"] = seconds(hidden)
-    require(wrong, sampler.errors, "presence was answered while Redis was away")
-    require(wrong, not seen, f"observers were told: {described(seen)}")
-    require(wrong, hidden <= 2, f"somebody was missing for {hidden:.1f} s")
-
-
-@case("connections lost while Redis is away")
-def lost_meanwhile(system, figures, wrong):
-    there, count, before = expected(system), 12, look(system, "crowd")
-    begin = time.time()
-    with Sampler(system, [STAYS]) as sampler:
-        for node in system.redis.nodes:
-            node.kill()
-        time.sleep(2)
-        system.clients.run("cut", group="crowd", count=count)
-        time.sleep(8)  # longer than client.presence_grace
-        system.redis.launch()
-        system.redis.finish()
-        figures["presence right again"] = f"{seconds(whole(system, seconds=30))} after the nodes served all slots"
-        time.sleep(CENSUS_SECONDS)
-    after, hidden, seen = look(system, "crowd"), sampler.hidden(there), told(system, begin)
-    kept = sum(after[i]["ids"] == before[i]["ids"] for i in range(count))
-    figures["connections lost"] = f"{count}, {kept} have their client id"
-    figures["observers were told"] = described(seen)
-    figures["longest that an answer lacked somebody"] = seconds(hidden)
-    require(wrong, kept == count, f"{count - kept} came back as somebody else")
-    require(wrong, not seen, f"observers were told: {described(seen)}")
-    require(wrong, hidden <= 2, f"somebody was missing for {hidden:.1f} s")
-
-
-@case("replica paused for 10 s announces itself again")
-def paused(system, figures, wrong):
-    # These wait for their replica; the others there have noticed after four seconds, and resume elsewhere.
-    system.clients.run("group", group="held", count=8, homes=[1], pinned=True, patience=60_000)
-    groups = (*GROUPS, "held")
-    whole(system, groups)
-    held = {member["ids"][-1] for member in look(system, "held")}
-    before = {member["user"]: member["ids"] for member in look(system, "crowd")}
-    with Sampler(system, [0, STAYS]) as sampler:
-        system.replicas[1].freeze()
-        frozen = time.time()
-        try:
-            time.sleep(10)
-        finally:
-            system.replicas[1].thaw()
-        thawed = time.time()
-        last = max((at for at, _, _, shown in sampler.samples if shown and shown & held and at < thawed), default=frozen)
-        right = whole(system, groups, seconds=30)
-    after = look(system, "crowd")
-    changed = [member["user"] for member in after if member["ids"] != before[member["user"]]]
-    now = {member["ids"][-1] for member in look(system, "held")}
-    seen = told(system, frozen)
-    figures["its clients were shown"] = f"{seconds(last - frozen)} after it was paused"
-    figures["presence right again"] = f"{seconds(right)} after it went on"
-    figures["clients that waited for it"] = f"{len(held & now)} of {len(held)} have their client id"
-    figures["clients that noticed"] = f"{len(changed)} of {len(after)} are somebody else"
-    figures["observers were told"] = described(seen)
-    require(wrong, last - frozen <= GHOST_SECONDS, f"shown for {last - frozen:.1f} s")
-    require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
-    require(wrong, held == now, f"{len(held - now)} that waited are somebody else")
-    there = now | {member["ids"][-1] for member in after}
-    gone = [each for each in seen if each["kind"] == "leave" and each["client"] in there]
-    require(wrong, not gone, f"observers were told that somebody left who is there: {described(gone)}")
-    system.clients.run("dismiss", group="held")
-    whole(system)
-
-
-@case("a replica killed every 20 s for 3 minutes, 500 clients")
-def rolling(system, figures, wrong):
-    system.clients.run("pace", pauseMs=400)
-    system.clients.run("group", group="many", count=500, wait=120, seconds=100)
-    groups = (*GROUPS, "many")
-    whole(system, groups, seconds=30)
-    asked = sum(member["asked"] for member in look(system, "many"))
-    before = {member["user"]: member["ids"] for member in look(system, "many")}
-    begin, longest, rounds = time.monotonic(), 0.0, 0
-    while time.monotonic() - begin < 180:
-        number, start = rounds % 2, time.monotonic()
-        system.replicas[number].kill()
-        restarted = threading.Timer(5, system.replicas[number].launch)
-        restarted.start()
-        longest = max(longest, whole(system, groups, (STAYS,), seconds=30))
-        restarted.join()
-        system.ready()
-        rounds += 1
-        time.sleep(max(0.0, 20 - (time.monotonic() - start)))
-    members = look(system, "many")
-    changed = [member["user"] for member in members if member["ids"] != before[member["user"]]]
-    asked = sum(member["asked"] for member in members) - asked
-    figures["kills"] = rounds
-    figures["longest until presence was right"] = seconds(longest)
-    figures["clients that are somebody else"] = f"{len(changed)} of {len(members)}"
-    figures["connection tokens asked for"] = asked
-    require(wrong, longest <= 2 * GHOST_SECONDS, f"presence was wrong for {longest:.1f} s")
-    require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
-    require(wrong, not asked, f"getToken was called {asked} times")
-    whole(system, groups, seconds=30)
 
 
 def sequences(system, figures, wrong):
