@@ -73,7 +73,7 @@ class Namespace:
     def helm(self, *words, seconds=300, check=True):
         return run([*INSIDE, HELM, "--namespace", self.name, *words], seconds, check)
 
-    def deploy(self, how, settings=(), seconds=300):
+    def deploy(self, how, settings=(), seconds=480):
         """Installs or upgrades, with further settings as of --set, and waits until everything is ready."""
         extra = [word for setting in settings for word in ("--set", setting)]
         values = [word for file in self.values for word in ("--values", str(file))]
