@@ -1,4 +1,4 @@
-//! The resource report: one structure with what the pool, the subscriptions and the workers of a process use, with
+//! The resource report: one structure with what the pool, the log, the subscriptions and the workers of a process use, with
 //! warnings against limits. For the internal port as JSON, and for the log.
 
 use std::collections::HashMap;
@@ -8,6 +8,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use crate::log::{LogStats, NatsLog};
 use crate::pool::{Pool, PoolStats};
 use crate::publish::{Publisher, PublisherStats};
 use crate::subscriber::{Subscription, SubscriptionStats};
@@ -62,6 +63,8 @@ pub struct Report {
     pub time_ms: u64,
     /// Connection pools; messages sent and received count for the rate.
     pub pools: Vec<Part<PoolStats>>,
+    /// Logs; publications appended and delivered count for the rate.
+    pub logs: Vec<Part<LogStats>>,
     /// Publishers.
     pub publishers: Vec<Part<PublisherStats>>,
     /// Subscriptions.
@@ -86,6 +89,7 @@ struct Registered<T> {
 #[derive(Default)]
 struct Sources {
     pools: Vec<Registered<PoolStats>>,
+    logs: Vec<Registered<LogStats>>,
     publishers: Vec<Registered<PublisherStats>>,
     subscriptions: Vec<Registered<SubscriptionStats>>,
     workers: Vec<Registered<WorkersStats>>,
@@ -114,6 +118,11 @@ impl Reporter {
         self.sources.lock().pools.push(Registered { name: name.into(), source: source(pool, Pool::stats) });
     }
 
+    /// Adds a log.
+    pub fn add_log(&self, name: impl Into<String>, log: &Arc<NatsLog>) {
+        self.sources.lock().logs.push(Registered { name: name.into(), source: source(log, NatsLog::stats) });
+    }
+
     /// Adds a publisher.
     pub fn add_publisher(&self, name: impl Into<String>, publisher: &Arc<Publisher>) {
         let source = source(publisher, Publisher::stats);
@@ -135,7 +144,7 @@ impl Reporter {
     /// The report at this moment. To be called within the runtime whose tasks count.
     pub fn report(&self) -> Report {
         let mut sources = self.sources.lock();
-        let Sources { pools, publishers, subscriptions, workers, before } = &mut *sources;
+        let Sources { pools, logs, publishers, subscriptions, workers, before } = &mut *sources;
         let traffic = |pool: &PoolStats| {
             let sums = pool.connections.iter().map(|connection| connection.messages.0 + connection.messages.1);
             sums.sum()
@@ -143,6 +152,7 @@ impl Reporter {
         let mut report = Report {
             time_ms: SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64,
             pools: read("pool", pools, before, traffic),
+            logs: read("log", logs, before, LogStats::done),
             publishers: read("publisher", publishers, before, |publisher| publisher.acknowledged),
             subscriptions: read("subscription", subscriptions, before, |subscription| subscription.processed),
             workers: read("workers", workers, before, |workers| workers.done),
@@ -171,6 +181,16 @@ impl Reporter {
         let mut warnings = Vec::new();
         for Part { name, stats, .. } in &report.pools {
             pool_warnings(name, stats, limits, &mut warnings);
+        }
+        for Part { name, stats, .. } in &report.logs {
+            for lane in &stats.lanes {
+                queue_warning(name, lane.waiting, lane.queue_bound, limits, &mut warnings);
+            }
+            latency_warning(name, stats.append_latency.p99_ms, limits, &mut warnings);
+            if stats.doubtful > 0 {
+                let (doubtful, all) = (stats.doubtful, stats.shards);
+                warnings.push(format!("{name}: {doubtful} of {all} streams show no sign of life"));
+            }
         }
         for Part { name, stats, .. } in &report.subscriptions {
             queue_warning(name, stats.pending, stats.max_pending, limits, &mut warnings);

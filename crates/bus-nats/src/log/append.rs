@@ -13,7 +13,7 @@ mod trouble;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_nats::Subscriber;
@@ -31,6 +31,7 @@ use self::trouble::Words;
 use super::jetstream::RequestError;
 use super::line::{LONGEST_PAUSE, Op, Request, State};
 use super::links::{Held, Links};
+use super::stats::LaneStats;
 use crate::channel_token;
 
 /// An append without an answer for this long is taken for lost on the way, or stored unheard.
@@ -44,23 +45,46 @@ const BATCH: usize = 128;
 
 /// The way to the lanes.
 pub(super) struct Lanes {
-    lanes: Vec<mpsc::Sender<Request>>,
+    lanes: Vec<Way>,
+    window: usize,
+}
+
+/// The way to one lane.
+struct Way {
+    requests: mpsc::Sender<Request>,
+    in_flight: Arc<AtomicUsize>,
 }
 
 impl Lanes {
     pub fn start(count: usize, window: usize, queue: usize, patience: Duration, links: &Arc<dyn Links>) -> Self {
+        let window = window.max(1);
         let lane = |number: usize| {
-            let (sender, receiver) = mpsc::channel(queue.max(1));
-            tokio::spawn(Lane::new(number as u64, window.max(1), patience, links.clone()).run(receiver));
-            sender
+            let (requests, receiver) = mpsc::channel(queue.max(1));
+            let lane = Lane::new(number as u64, window, patience, links.clone());
+            let in_flight = lane.told.clone();
+            tokio::spawn(lane.run(receiver));
+            Way { requests, in_flight }
         };
-        Self { lanes: (0..count.max(1)).map(lane).collect() }
+        Self { lanes: (0..count.max(1)).map(lane).collect(), window }
+    }
+
+    pub fn stats(&self) -> Vec<LaneStats> {
+        let stats = |way: &Way| {
+            let queue_bound = way.requests.max_capacity();
+            LaneStats {
+                waiting: queue_bound - way.requests.capacity(),
+                queue_bound,
+                in_flight: way.in_flight.load(Ordering::Relaxed),
+                window: self.window,
+            }
+        };
+        self.lanes.iter().map(stats).collect()
     }
 
     /// Puts an append in line; the calls fix the order. Refuses at once when the line is full.
     pub fn send(&self, request: Request) {
         let lane = (channel_token::hash(&request.channel) >> 20) as usize % self.lanes.len();
-        if let Err(error) = self.lanes[lane].try_send(request) {
+        if let Err(error) = self.lanes[lane].requests.try_send(request) {
             let reason = "too many appends wait".to_owned();
             let _ = error.into_inner().reply.send(Err(AppendError::Unavailable { reason }));
         }
@@ -89,6 +113,8 @@ struct Lane {
     links: Arc<dyn Links>,
     lines: Lines,
     in_flight: usize,
+    /// `in_flight` as the report shows it.
+    told: Arc<AtomicUsize>,
     /// Lines that wait for room in the window.
     starved: VecDeque<usize>,
     lookups: FuturesUnordered<BoxFuture<'static, Resolved>>,
@@ -121,6 +147,7 @@ impl Lane {
             links,
             lines: Lines::default(),
             in_flight: 0,
+            told: Arc::default(),
             starved: VecDeque::new(),
             lookups: FuturesUnordered::new(),
             contact: Contact::new(),
@@ -152,6 +179,7 @@ impl Lane {
             let busy = !self.lines.is_empty();
             let room = BATCH.min(self.window.saturating_sub(self.in_flight));
             self.client.carries(self.in_flight);
+            self.told.store(self.in_flight, Ordering::Relaxed);
             tokio::select! {
                 answer = answer(&mut self.answers) => match answer {
                     Some(answer) => {

@@ -24,6 +24,7 @@ use super::jetstream::{RequestError, Stored};
 use super::links::Links;
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
+use super::stats::Deliveries;
 use super::workers::{Command, Look, Sink};
 use crate::channel_token;
 
@@ -110,12 +111,13 @@ pub(super) struct Worker {
     /// Requirements of ticks that get their grace, oldest first.
     later: std::collections::VecDeque<(Instant, u64, u64)>,
     out: Vec<Output<Stored>>,
+    counts: Arc<Deliveries>,
 }
 
 static NEXT_ID: AtomicU64 = AtomicU64::new(1);
 
 impl Worker {
-    pub fn new(index: usize, links: Arc<dyn Links>) -> Self {
+    pub fn new(index: usize, links: Arc<dyn Links>, counts: Arc<Deliveries>) -> Self {
         Self {
             index,
             links,
@@ -125,12 +127,15 @@ impl Worker {
             jobs: FuturesUnordered::new(),
             later: Default::default(),
             out: Vec::new(),
+            counts,
         }
     }
 
     /// Inputs: commands, live messages, finished jobs, requirements whose grace is over.
     pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
         loop {
+            self.counts.channels.store(self.channels.len(), Ordering::Relaxed);
+            self.counts.reads.store(self.jobs.len(), Ordering::Relaxed);
             let due = self.later.front().map(|(due, ..)| *due);
             tokio::select! {
                 command = commands.recv() => match command {
@@ -364,13 +369,27 @@ impl Worker {
         let Some(channel) = self.channels.get(&id) else { return };
         let Some(current) = &channel.current else { return };
         let mut events = Vec::with_capacity(outputs.len());
+        let (mut gaps, mut lost) = (0, 0);
         for output in outputs {
             match output {
                 Output::Deliver { seq, previous, item } => {
                     events.extend(publication(&channel.shard, seq, previous, &item))
                 }
-                Output::Lost { after } => events.push(LiveEvent::Lost { position: current.position(after) }),
-                Output::Fill(gap) => self.jobs.push(self.fill(id, channel, gap)),
+                Output::Lost { after } => {
+                    lost += 1;
+                    events.push(LiveEvent::Lost { position: current.position(after) });
+                }
+                Output::Fill(gap) => {
+                    gaps += 1;
+                    self.jobs.push(self.fill(id, channel, gap));
+                }
+            }
+        }
+        for (counter, count) in
+            [(&self.counts.delivered, events.len() as u64 - lost), (&self.counts.gaps, gaps), (&self.counts.lost, lost)]
+        {
+            if count > 0 {
+                counter.fetch_add(count, Ordering::Relaxed);
             }
         }
         channel.tracked.last.store(channel.chain.last(), Ordering::SeqCst);

@@ -29,6 +29,7 @@ mod repair;
 mod settings;
 mod setup;
 mod shard;
+mod stats;
 mod tails;
 #[cfg(test)]
 mod tests;
@@ -59,6 +60,7 @@ use self::jetstream::{REQUEST_TIMEOUT, RequestError};
 use self::line::Request;
 use self::read::Reader;
 use self::shard::{READ_PATIENCE, Shard};
+use self::stats::Outcomes;
 use self::tails::Teller;
 use self::ticks::Ticker;
 use self::workers::{Command, Sink, Workers};
@@ -72,6 +74,7 @@ pub(crate) use jetstream::{RequestError as ApiError, api as js_api, parse_api as
 pub use links::{Held, Links, PoolLinks};
 pub use setup::SetupError;
 pub(crate) use setup::{is_new_enough, min_server};
+pub use stats::{DeliveryStats, LaneStats, LogStats};
 pub use tails::TailStore;
 
 /// Room for headers and subject beside the payload, in the server's limit on a message.
@@ -87,6 +90,7 @@ pub struct NatsLog {
     groups: Vec<Vec<Arc<Shard>>>,
     workers: Workers,
     lanes: Lanes,
+    outcomes: Arc<Outcomes>,
     sinks: Mutex<HashMap<Arc<str>, Arc<Sink>>>,
     max_payload: usize,
     /// Makes the ids of appends unique.
@@ -137,12 +141,27 @@ impl NatsLog {
             groups,
             workers,
             lanes,
+            outcomes: Arc::new(Outcomes::new()),
             sinks: Mutex::default(),
             max_payload,
             run,
             next: AtomicU64::new(1),
             tasks,
         }))
+    }
+
+    /// What the log does, for the resource report.
+    pub fn stats(&self) -> LogStats {
+        let (failed, append_latency) = self.outcomes.read();
+        LogStats {
+            lanes: self.lanes.stats(),
+            delivery: self.workers.stats(),
+            acknowledged: append_latency.count - failed.min(append_latency.count),
+            failed,
+            append_latency,
+            shards: self.groups.iter().map(Vec::len).sum(),
+            doubtful: self.doubtful().len(),
+        }
     }
 
     /// Shards without a tick for 3 s, as their streams' names: delivery and reads of their channels are in doubt.
@@ -231,8 +250,14 @@ impl Log for NatsLog {
             Ok(request) => request,
             Err(error) => return ready(Err(error)).boxed(),
         };
+        let (called, outcomes) = (request.called, self.outcomes.clone());
         self.lanes.send(request);
-        async move { result.await.unwrap_or(Err(AppendError::Indeterminate)) }.boxed()
+        let outcome = async move {
+            let result = result.await.unwrap_or(Err(AppendError::Indeterminate));
+            outcomes.count(called.elapsed(), result.is_ok());
+            result
+        };
+        outcome.boxed()
     }
 
     async fn announce(&self, channel: &str, announcement: Announcement) -> Result<(), AppendError> {

@@ -9,6 +9,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::links::Links;
 use super::live::Worker;
 use super::shard::{Shard, Tracked};
+use super::stats::{Deliveries, DeliveryStats};
 use crate::channel_token;
 
 /// One call of `subscribe`.
@@ -59,17 +60,23 @@ pub(super) struct Look {
 #[derive(Clone)]
 pub(super) struct Workers {
     commands: Arc<[mpsc::UnboundedSender<Command>]>,
+    counts: Arc<[Arc<Deliveries>]>,
 }
 
 impl Workers {
     /// Starts `count` workers; they end when the last handle is dropped.
     pub fn start(count: usize, links: &Arc<dyn Links>) -> Self {
-        let worker = |index| {
+        let counts: Arc<[Arc<Deliveries>]> = (0..count.max(1)).map(|_| Arc::default()).collect();
+        let worker = |(index, counts): (usize, &Arc<Deliveries>)| {
             let (sender, receiver) = mpsc::unbounded_channel();
-            tokio::spawn(Worker::new(index, links.clone()).run(receiver));
+            tokio::spawn(Worker::new(index, links.clone(), counts.clone()).run(receiver));
             sender
         };
-        Self { commands: (0..count.max(1)).map(worker).collect() }
+        Self { commands: counts.iter().enumerate().map(worker).collect(), counts }
+    }
+
+    pub fn stats(&self) -> Vec<DeliveryStats> {
+        self.counts.iter().map(|counts| counts.read()).collect()
     }
 
     /// Commands of one channel are carried out in the order of the calls. The queue has no bound of its own: callers

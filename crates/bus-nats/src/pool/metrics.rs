@@ -41,7 +41,10 @@ impl PoolCollector {
             age: each("plenum_nats_connection_age_seconds", "Age of the connection.")?,
             round_trip: each("plenum_nats_connection_round_trip_seconds", "Last measured round trip to the server.")?,
             in_flight: each("plenum_nats_connection_in_flight", "Requests in flight, at least one for each use.")?,
-            unacknowledged: each("plenum_nats_connection_unacknowledged", "Publishes without an acknowledgement yet.")?,
+            unacknowledged: each(
+                "plenum_nats_connection_unacknowledged",
+                "Publishes of a publisher without an acknowledgement yet; the log's appends count as in flight.",
+            )?,
             failed_probes: each("plenum_nats_connection_failed_probes", "Probes of the connection without an answer.")?,
             slow_consumers: each(
                 "plenum_nats_connection_slow_consumers",

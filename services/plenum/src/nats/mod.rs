@@ -150,6 +150,7 @@ impl Nats {
         self.replicas.introduced(ATTEMPT).await;
         self.control.set(control.clone());
         self.log.set(log.clone());
+        self.reporter.add_log("log", &log);
         // Set once: begin is not called again after it.
         let _ = self.parts.set(Started { log, control });
         Ok(())

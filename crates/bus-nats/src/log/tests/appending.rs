@@ -38,6 +38,9 @@ async fn unheard_acknowledgements(urls: Vec<String>, copies: u32) {
     let refused = log.append(stale).await;
     assert_eq!(refused, Err(AppendError::Conflict { expected: first, last: appended.position.offset }));
     assert_eq!(texts(&log).await, ["1", "2", "3", "4"]);
+    let stats = log.stats();
+    assert_eq!((stats.acknowledged, stats.failed), (5, 1), "{stats:?}");
+    assert!(stats.lanes.iter().all(|lane| (lane.waiting, lane.in_flight) == (0, 0)), "{stats:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

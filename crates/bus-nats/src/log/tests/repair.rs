@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 
 use super::servers::{Witness, config, faulty, prefix, publish, replica, request, until};
 use crate::log::shard::DOUBTFUL_AFTER;
+use crate::report::{Limits, Reporter};
 use crate::testing::NatsServer;
 use plenum_channels::Log;
 
@@ -18,6 +19,8 @@ async fn a_lost_last_message_is_found_by_the_tick() {
     let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
     let (log, faults) = faulty(vec![server.url()], config(&prefix, 1)).await;
     let witness = Witness::on(&log, "channel").await;
+    let reporter = Reporter::new(Limits::default());
+    reporter.add_log("log", &log);
     faults.lose_live.store(1000, Ordering::SeqCst);
     let mut times = Vec::new();
     for n in 0..5 {
@@ -29,6 +32,12 @@ async fn a_lost_last_message_is_found_by_the_tick() {
     eprintln!("lost last messages arrived after {times:?}");
     assert!(faults.lost.load(Ordering::SeqCst) >= 5, "the messages were lost");
     assert!(times.iter().all(|time| *time < Duration::from_secs(3)), "{times:?}");
+    let report = reporter.report();
+    let found = report.logs[0].stats.delivery.iter().fold([0; 4], |sums, worker| {
+        let counts = [worker.channels as u64, worker.delivered, worker.gaps, worker.lost];
+        std::array::from_fn(|n| sums[n] + counts[n])
+    });
+    assert_eq!(found, [1, 5, 5, 0], "{report:?}");
     // Without the rule it stays lost.
     faults.ignore_ticks.store(true, Ordering::SeqCst);
     let offset = publish(&publisher, "channel", "x").await;
