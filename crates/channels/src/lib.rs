@@ -20,6 +20,7 @@ mod outbox;
 mod pattern;
 mod ports;
 mod position;
+mod pulse;
 mod recall;
 mod registry;
 mod resume;
@@ -35,7 +36,7 @@ pub mod memory;
 
 pub use access::{ConnectionInfo, TokenInfo};
 pub use error::OperationError;
-pub use limits::{Fallback, OnUnavailable};
+pub use limits::{CommandRates, Fallback, OnUnavailable, RateLimits, rate};
 pub use namespace::*;
 pub use node::{AcceptError, Link, Node, Parts, Shared};
 pub use operations::{History, HistoryQuery, Publish, Published};

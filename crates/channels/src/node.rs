@@ -1,5 +1,6 @@
 //! One replica: everything that its connections and its API share.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -16,9 +17,10 @@ use uuid::Uuid;
 use crate::access::{self, Access};
 use crate::hub::Hub;
 use crate::idempotency::Idempotency;
-use crate::limits::Limits;
+use crate::limits::{Limits, Rates};
 use crate::memory::{MemoryLedger, SoleReplica};
 use crate::outbox::Mail;
+use crate::pulse::Pulse;
 use crate::recall::Recall;
 use crate::registry::Registry;
 use crate::resume::{Grace, Resume};
@@ -90,7 +92,9 @@ pub struct Node {
     pub(crate) hub: Arc<Hub>,
     pub(crate) registry: Registry,
     pub(crate) wheel: Wheel,
+    pub(crate) pulse: Pulse,
     pub(crate) limits: Arc<Limits>,
+    pub(crate) rates: Rates,
     pub(crate) metrics: Arc<Metrics>,
     pub(crate) version: String,
     settings: ArcSwap<Compiled>,
@@ -115,6 +119,8 @@ pub struct Link {
     pub encoding: Encoding,
     /// User id from a trusted header (`client.user_id_http_header`).
     pub user: Option<String>,
+    /// Where the client is, as far as it can be known; `None`: limits by address do not hold for it.
+    pub address: Option<IpAddr>,
 }
 
 /// Why a connection is not taken.
@@ -158,6 +164,8 @@ impl Node {
             access: Arc::new(Access::new()),
             registry: Registry::new(),
             wheel: Wheel::new(),
+            pulse: Pulse::new(),
+            rates: Rates::new(shared.quotas.clone(), &settings.client, parts.metrics.clone()),
             limits: Limits::new(shared.quotas, parts.metrics.clone()),
             metrics: parts.metrics,
             version: parts.version,
@@ -188,6 +196,7 @@ impl Node {
             loop {
                 ticks.tick().await;
                 let Some(node) = node.upgrade() else { return };
+                node.pulse.beat();
                 node.wheel.advance();
                 node.tell_due_leaves(Instant::now());
                 if sampled.is_none_or(|at| at.elapsed() >= SAMPLE_EVERY) {
@@ -222,6 +231,7 @@ impl Node {
     pub fn reload(&self, settings: Settings) -> Result<(), SettingsError> {
         let settings = settings.compile()?;
         self.resume.configure(&settings.client.resume);
+        self.rates.configure(&settings.client);
         self.settings.store(Arc::new(settings));
         Ok(())
     }
@@ -301,7 +311,7 @@ impl Node {
         let info = self.describe();
         let mut load = Load {
             connections: info.num_clients.into(),
-            sessions: info.num_clients.into(),
+            sessions: self.registry.num_sessions() as u64,
             users: info.num_users.into(),
             channels: info.num_channels.into(),
             subscriptions: info.num_subs.into(),

@@ -143,6 +143,11 @@ impl Outbox {
         }
     }
 
+    /// Whether it closes for this reason, and the transport has not been told yet.
+    pub(crate) fn is_closing_with(&self, reason: &Disconnect) -> bool {
+        self.queue.lock().close.as_deref() == Some(reason)
+    }
+
     /// Leaves something for the session. A session that is closing needs none.
     pub(crate) fn mail(&self, mail: Mail) {
         let mut queue = self.queue.lock();

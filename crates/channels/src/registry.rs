@@ -24,6 +24,8 @@ pub(crate) struct Registry {
     resumed: Mutex<HashMap<Uuid, Vec<Uuid>>>,
     hasher: RandomState,
     count: AtomicUsize,
+    /// Of these, those whose user is known.
+    known: AtomicUsize,
 }
 
 struct Connection {
@@ -46,6 +48,7 @@ impl Registry {
             resumed: Mutex::default(),
             hasher: RandomState::new(),
             count: AtomicUsize::new(0),
+            known: AtomicUsize::new(0),
         }
     }
 
@@ -91,6 +94,7 @@ impl Registry {
         if identity.client != connection {
             self.resumed.lock().entry(identity.client).or_default().push(connection);
         }
+        self.known.fetch_add(1, Ordering::Relaxed);
         self.describe(connection, identity);
         true
     }
@@ -107,6 +111,7 @@ impl Registry {
         let Some(removed) = self.shard(&connection).lock().remove(&connection) else { return };
         self.count.fetch_sub(1, Ordering::Relaxed);
         let Some(identity) = removed.identity else { return };
+        self.known.fetch_sub(1, Ordering::Relaxed);
         if identity.client != connection {
             forget(&mut self.resumed.lock(), &identity.client, connection);
         }
@@ -118,6 +123,14 @@ impl Registry {
     /// Connections held, those not yet authenticated included.
     pub(crate) fn len(&self) -> usize {
         self.count.load(Ordering::Relaxed)
+    }
+
+    /// Distinct client ids of authenticated connections: one that came back is counted once while the old one ends.
+    pub(crate) fn num_sessions(&self) -> usize {
+        let resumed: Vec<(Uuid, usize)> =
+            self.resumed.lock().iter().map(|(client, connections)| (*client, connections.len())).collect();
+        let more = |(client, times): &(Uuid, usize)| times - usize::from(self.get(client).is_none());
+        self.known.load(Ordering::Relaxed).saturating_sub(resumed.iter().map(more).sum())
     }
 
     /// Distinct authenticated users.

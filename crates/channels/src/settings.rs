@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use crate::limits::OnUnavailable;
+use crate::limits::{OnUnavailable, RateLimits};
 use crate::namespace::NamespaceOptions;
 
 /// Settings of the domain, as read from configuration. [`Settings::compile`] checks them.
@@ -59,6 +59,8 @@ pub struct ClientSettings {
     /// Most connections of one user, to all replicas where these share counts, else to this process; a further one is
     /// closed with 3504. Anonymous users are not counted. Default 0: no bound.
     pub user_connection_limit: usize,
+    /// Ours: `client.rate_limit`.
+    pub rate_limit: RateLimits,
     /// Ours: `client.on_unavailable`.
     pub on_unavailable: OnUnavailable,
     /// Lets clients connect without a token, as the anonymous user with an empty id. Default false.
@@ -108,6 +110,7 @@ impl Default for ClientSettings {
             connection_limit: 0,
             connection_rate_limit: 0,
             user_connection_limit: 0,
+            rate_limit: RateLimits::default(),
             on_unavailable: OnUnavailable::default(),
             allow_anonymous_connect_without_token: false,
             disallow_anonymous_connection_tokens: false,

@@ -47,7 +47,7 @@ pub struct NodeStats {
 pub struct Load {
     /// Connections, those not yet authenticated included.
     pub connections: u64,
-    /// Authenticated connections, and those that may still be resumed.
+    /// Distinct client ids of authenticated connections; in a sum, one that moves counts twice while the old connection ends.
     pub sessions: u64,
     /// Distinct users of a replica; in a sum, a user on two replicas counts twice.
     pub users: u64,

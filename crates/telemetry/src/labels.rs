@@ -65,6 +65,14 @@ labels! {
     Limit {
         UserConnections = "user_connections",
         Subscribers = "subscribers",
+        UserConnect = "user_connect_rate",
+        UserSubscribe = "user_subscribe_rate",
+        UserPublish = "user_publish_rate",
+        UserRpc = "user_rpc_rate",
+        AddressConnect = "address_connect_rate",
+        AddressSubscribe = "address_subscribe_rate",
+        AddressPublish = "address_publish_rate",
+        AddressRpc = "address_rpc_rate",
     }
 }
 

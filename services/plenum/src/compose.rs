@@ -14,7 +14,7 @@ use plenum_channels::{Control, Dependency, Log, Node, Parts, Presence, Shared, T
 use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, text};
 use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
-use plenum_websocket::{Origins, Websocket, WebsocketConfig};
+use plenum_websocket::{Origins, TrustedProxies, Websocket, WebsocketConfig};
 use tokio::sync::Notify;
 
 use crate::config::{self, Config, HttpServer, TlsSection};
@@ -144,6 +144,7 @@ fn websocket_config(config: &Config) -> anyhow::Result<WebsocketConfig> {
         allowed_origins: Origins::new(&config.access.allowed_origins)?,
         message_size_limit: config.websocket.message_size_limit,
         write_timeout: config.websocket.write_timeout,
+        trusted_proxies: TrustedProxies::new(&config.http_server.trusted_proxies)?,
         user_header: (!user_header.is_empty()).then(|| user_header.parse()).transpose()?,
     })
 }

@@ -8,6 +8,7 @@ mod batch;
 mod connection;
 mod ending;
 mod endpoint;
+mod forwarded;
 mod frame;
 mod handshake;
 mod origin;
@@ -15,6 +16,7 @@ mod scratch;
 mod service;
 
 pub use endpoint::{Door, Endpoint, Framing};
+pub use forwarded::{NetworkError, TrustedProxies};
 pub use frame::Kind;
 pub use origin::{OriginError, Origins};
 pub use service::{Websocket, WebsocketConfig};

@@ -20,7 +20,7 @@ use tokio::sync::Notify;
 
 use crate::connection::Connection;
 use crate::handshake::Opening;
-use crate::{Door, Endpoint, Origins};
+use crate::{Door, Endpoint, Origins, TrustedProxies};
 
 /// What a refused client is asked to wait, in seconds.
 const RETRY_SECONDS: HeaderValue = HeaderValue::from_static("1");
@@ -39,6 +39,8 @@ pub struct WebsocketConfig {
     /// A header in which a proxy names the user; `client.user_id_http_header`. Only for proxies that always set or remove
     /// it.
     pub user_header: Option<HeaderName>,
+    /// Proxies whose `X-Forwarded-For` says where a client is; `http_server.trusted_proxies`.
+    pub trusted_proxies: TrustedProxies,
 }
 
 impl Default for WebsocketConfig {
@@ -48,6 +50,7 @@ impl Default for WebsocketConfig {
             message_size_limit: 64 * 1024,
             write_timeout: Duration::from_secs(5),
             user_header: None,
+            trusted_proxies: TrustedProxies::default(),
         }
     }
 }
@@ -136,7 +139,8 @@ impl<D: Door> Websocket<D> {
         let user = config.user_header.as_ref().and_then(|name| request.headers().get(name));
         let user = user.and_then(|value| value.to_str().ok()).filter(|user| !user.is_empty()).map(str::to_owned);
         let encoding = opening.encoding;
-        match self.door.accept(Link { encoding, user }) {
+        let address = Some(config.trusted_proxies.client(request.headers(), remote));
+        match self.door.accept(Link { encoding, user, address }) {
             Ok(endpoint) => {
                 let place = Place::take(&self.shared, encoding);
                 // Only the promise of the socket goes into the task, not the request.

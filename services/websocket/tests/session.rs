@@ -8,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use common::*;
 use futures_util::SinkExt;
-use plenum_channels::Publish;
+use plenum_channels::{Bucket, Publish};
 use plenum_protocol::Encoding;
 use plenum_telemetry::{Handshake, Transport, WireEncoding};
-use plenum_websocket::WebsocketConfig;
+use plenum_websocket::{TrustedProxies, WebsocketConfig};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
@@ -85,6 +85,31 @@ async fn what_comes_with_the_handshake_is_not_lost() {
         let read = timeout(LONG, stream.read(&mut buffer)).await.unwrap().unwrap();
         assert!(read > 0, "{answer}");
         answer += &String::from_utf8_lossy(&buffer[..read]);
+    }
+}
+
+#[tokio::test]
+async fn limits_by_address_hold_behind_trusted_proxies() {
+    let node = node(|settings| {
+        let connect = Some(Bucket { tokens: 2, period: Duration::from_secs(3600) });
+        settings.client.rate_limit.address.connect = connect;
+    });
+    let trusted = TrustedProxies::new(&["127.0.0.0/8".to_owned()]).unwrap();
+    let rig = serve_node(&node, WebsocketConfig { trusted_proxies: trusted, ..config() });
+    for (address, code) in [
+        ("192.0.2.1", None),
+        ("192.0.2.1", None),
+        ("192.0.2.1", Some(111)),
+        ("192.0.2.2", None),
+        ("192.0.2.2, 192.0.2.1", Some(111)),
+    ] {
+        let mut request = rig.request("");
+        request.headers_mut().insert("x-forwarded-for", address.parse().unwrap());
+        let (mut client, _) = rig.open(request).await.unwrap();
+        send(&mut client, CONNECT).await;
+        let reply = text(&mut client).await;
+        let error = code.map_or("\"connect\"".to_owned(), |code| format!("\"code\":{code}"));
+        assert!(reply.contains(&error), "{address}: {reply}");
     }
 }
 

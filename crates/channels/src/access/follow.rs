@@ -107,6 +107,7 @@ impl Node {
         for replaced in self.registry.older(client, step) {
             replaced.outbox.close(SUPERSEDED);
         }
+        self.grace.outrun(client, step);
     }
 
     /// Closes the connections that an entry keeps out.

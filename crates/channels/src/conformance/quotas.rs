@@ -6,7 +6,7 @@ use futures_util::FutureExt;
 use tokio::time::Instant;
 
 use super::{Isolating, PATIENCE, run_cases};
-use crate::{Bucket, Quota, QuotaError, Quotas, Rate};
+use crate::{Bucket, Quota, QuotaError, Quotas, Rate, Token};
 
 /// All cases of the port [`Quotas`]. A replica that is cut off must have lost its lease after 5 s.
 pub async fn quotas_suite(make: impl AsyncFn(usize) -> Isolating<dyn Quotas>) {
@@ -125,8 +125,8 @@ async fn quotas_and_keys_are_kept_apart(fixture: &Fixture) {
     for key in ["", "a", &long] {
         let bucket = Bucket { tokens: 1, period: Duration::from_secs(3600) };
         for rate in [Rate::UserConnect, Rate::AddressConnect, Rate::UserPublish, Rate::AddressPublish] {
-            assert!(replica.take(rate, key, bucket));
-            assert!(!replica.take(rate, key, bucket));
+            assert_eq!(replica.take(rate, key, bucket), Token::Given);
+            assert_eq!(replica.take(rate, key, bucket), Token::Refused);
         }
     }
 }
@@ -173,7 +173,7 @@ async fn what_a_replica_counted_returns_with_it(fixture: &Fixture) {
 /// `tokens` at once, then `tokens` per period.
 async fn a_bucket_empties_and_fills(fixture: &Fixture) {
     let (replica, bucket) = (&fixture.replicas[0], Bucket { tokens: 10, period: Duration::from_secs(2) });
-    let take = || (0..40).filter(|_| replica.take(Rate::UserPublish, "ann", bucket)).count();
+    let take = || (0..40).filter(|_| replica.take(Rate::UserPublish, "ann", bucket) == Token::Given).count();
     assert_eq!(take(), 10);
     fixture.let_pass(Duration::from_millis(1000)).await;
     let again = take();
@@ -191,7 +191,7 @@ async fn a_bucket_is_shared(fixture: &Fixture) {
     while start.elapsed() < Duration::from_secs(6) {
         for replica in &fixture.replicas {
             // At most 2 each 20 ms: 20 in 200 ms.
-            taken += (0..2).filter(|_| replica.take(Rate::AddressConnect, "10.0.0.1", bucket)).count();
+            taken += (0..2).filter(|_| replica.take(Rate::AddressConnect, "10.0.0.1", bucket) == Token::Given).count();
         }
         fixture.let_pass(step).await;
     }

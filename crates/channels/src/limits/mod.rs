@@ -1,8 +1,12 @@
-//! Limits: how many connections a user, and how many subscribers a channel may have.
+//! Limits: how many connections a user, and how many subscribers a channel may have; and how often clients may do something
+//! ([`Rates`]).
 //!
 //! This replica's own count is looked at first and always; behind it stands the cluster's, if there is one. Both count
 //! client ids, so a connection that resumes is not counted twice.
 
+mod buckets;
+pub mod rate;
+mod rates;
 mod settings;
 
 use std::sync::Arc;
@@ -14,7 +18,8 @@ use uuid::Uuid;
 
 use crate::{Quota, QuotaError, Quotas};
 
-pub use self::settings::{Fallback, OnUnavailable};
+pub(crate) use self::rates::{Limited, Origin, Rates};
+pub use self::settings::{CommandRates, Fallback, OnUnavailable, RateLimits};
 
 /// One user, or one channel.
 type Place = (Quota, Arc<str>);

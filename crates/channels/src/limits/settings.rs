@@ -1,6 +1,9 @@
-//! What an operator sets about limits of the whole cluster. All of it is ours.
+//! What an operator sets about limits. All of it is ours.
 
 use serde::{Deserialize, Serialize};
+
+use super::rate;
+use crate::Bucket;
 
 /// Which way a limit of the whole cluster fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,4 +25,36 @@ pub struct OnUnavailable {
     pub user_connections: Fallback,
     /// `subscriber_limit` of namespaces. Closed: a subscribe gets the temporary error 100. Default open.
     pub subscribers: Fallback,
+    /// `client.rate_limit.….connect`. Closed: a connect gets error 111. Default open.
+    pub connect_rate: Fallback,
+    /// `client.rate_limit.….publish`. Closed: a publish gets error 111. Default open.
+    pub publish_rate: Fallback,
+}
+
+/// `client.rate_limit`: how often clients may do something. Who comes too often gets error 111 and may try again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct RateLimits {
+    /// All connections of one user together; anonymous users are not limited.
+    pub user: CommandRates,
+    /// All connections from one address together: an IPv4 address, or a /64 network of IPv6.
+    pub address: CommandRates,
+}
+
+/// Rates of commands. Default: none is limited.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct CommandRates {
+    /// Connects, to all replicas where these share counts.
+    #[serde(with = "rate")]
+    pub connect: Option<Bucket>,
+    /// Subscribes, on one replica.
+    #[serde(with = "rate")]
+    pub subscribe: Option<Bucket>,
+    /// Publishes, on all replicas where these share counts.
+    #[serde(with = "rate")]
+    pub publish: Option<Bucket>,
+    /// RPC calls, on one replica.
+    #[serde(with = "rate")]
+    pub rpc: Option<Bucket>,
 }

@@ -6,7 +6,7 @@ use uuid::Uuid;
 
 use super::*;
 use crate::memory::MemoryQuotas;
-use crate::{Bucket, Rate};
+use crate::{Bucket, ClientSettings, Rate, Token};
 
 const USER: Quota = Quota::UserConnections;
 
@@ -34,7 +34,10 @@ impl Quotas for Shaky {
         self.inner.exit(quota, key, member);
     }
 
-    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> bool {
+    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> Token {
+        if *self.away.lock() {
+            return Token::Unknown;
+        }
         self.inner.take(rate, key, bucket)
     }
 }
@@ -103,4 +106,85 @@ async fn who_goes_while_it_is_being_counted_leaves_nothing() {
     assert!(tokio::time::timeout(Duration::from_millis(1), entering).await.is_err());
     assert_eq!(limits.places(), 0);
     assert_eq!(quotas.inner.enter(USER, "ann", "x", 1).await, Ok(()));
+}
+
+const HOUR: Duration = Duration::from_secs(3600);
+
+fn rated(quotas: Option<Arc<dyn Quotas>>, user: u32, address: u32) -> (Rates, ClientSettings, Arc<Metrics>) {
+    let mut settings = ClientSettings::default();
+    let bucket = |tokens| Some(Bucket { tokens, period: HOUR });
+    settings.rate_limit.user =
+        CommandRates { publish: bucket(user), subscribe: bucket(user), ..CommandRates::default() };
+    settings.rate_limit.address = CommandRates { publish: bucket(address), ..CommandRates::default() };
+    let metrics = Metrics::new().unwrap();
+    (Rates::new(quotas, &settings, metrics.clone()), settings, metrics)
+}
+
+fn at(address: &str) -> Origin {
+    Origin::of(Some(address.parse().unwrap()))
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_hold_by_user_and_by_address() {
+    let (rates, settings, metrics) = rated(None, 3, 5);
+    let publish = |user: &str, address: &str| {
+        (0..10).filter(|_| rates.take(Limited::Publish, user, at(address), &settings)).count()
+    };
+    assert_eq!(publish("ann", "192.0.2.1"), 3);
+    assert_eq!(publish("bob", "192.0.2.1"), 0, "the address has used its five up");
+    assert_eq!(publish("bob", "192.0.2.2"), 3);
+    assert_eq!(publish("", "192.0.2.3"), 5, "the anonymous user has no limit of its own");
+    assert_eq!(publish("cid", "2001:db8::1"), 3);
+    assert_eq!(publish("dan", "2001:db8::ffff:1"), 0, "a network of IPv6 is one address");
+    assert_eq!(publish("dan", "2001:db8:0:1::1"), 3);
+    assert_eq!(publish("eve", "::ffff:192.0.2.9"), 3);
+    assert!(rates.take(Limited::Connect, "ann", at("192.0.2.1"), &settings), "not limited");
+    assert!(rates.take(Limited::Subscribe, "ann", at("192.0.2.1"), &settings), "commands are kept apart");
+    assert_eq!((0..10).filter(|_| rates.take(Limited::Publish, "", Origin::of(None), &settings)).count(), 10);
+    assert!(metrics.limits(Limit::UserPublish, LimitOutcome::Replica).get() > 0);
+    assert!(metrics.limits(Limit::AddressPublish, LimitOutcome::Replica).get() > 0);
+    tokio::time::advance(HOUR).await;
+    assert_eq!(publish("ann", "192.0.2.1"), 3);
+}
+
+#[tokio::test(start_paused = true)]
+async fn rates_of_connects_and_publishes_are_shared() {
+    let quotas = MemoryQuotas::single();
+    let (one, settings, metrics) = rated(Some(quotas.clone()), 4, 100);
+    let (other, ..) = rated(Some(quotas), 4, 100);
+    let long = "u".repeat(1000);
+    for user in ["ann", &long] {
+        let take = |rates: &Rates| rates.take(Limited::Publish, user, at("192.0.2.1"), &settings);
+        assert_eq!([&one, &one, &other, &other, &one, &other].map(take), [true, true, true, true, false, false]);
+        let subscribe = |rates: &Rates| rates.take(Limited::Subscribe, user, at("192.0.2.1"), &settings);
+        assert!([&one, &one, &other, &other, &one, &other].map(subscribe).iter().all(|taken| *taken), "not shared");
+    }
+    assert_eq!(metrics.limits(Limit::UserPublish, LimitOutcome::Cluster).get(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_the_cluster_rates_hold_here_or_fail_closed() {
+    let (quotas, ..) = shaky();
+    *quotas.away.lock() = true;
+    let (rates, mut settings, metrics) = rated(Some(quotas), 3, 100);
+    let take = |settings: &ClientSettings| rates.take(Limited::Publish, "ann", at("192.0.2.1"), settings);
+    assert_eq!([take(&settings), take(&settings)], [true, true]);
+    settings.on_unavailable.publish_rate = Fallback::Closed;
+    assert!(!take(&settings));
+    assert_eq!(metrics.limits(Limit::AddressPublish, LimitOutcome::ShutOut).get(), 1);
+    settings.on_unavailable.publish_rate = Fallback::Open;
+    assert_eq!([take(&settings), take(&settings)], [true, false], "the own bucket holds");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_reload_keeps_buckets_whose_size_stays() {
+    let (rates, mut settings, _) = rated(None, 1, 100);
+    let take = |settings: &ClientSettings| rates.take(Limited::Publish, "ann", at("192.0.2.1"), settings);
+    assert_eq!([take(&settings), take(&settings)], [true, false]);
+    settings.rate_limit.address.publish = None;
+    rates.configure(&settings);
+    assert!(!take(&settings));
+    settings.rate_limit.user.publish = None;
+    rates.configure(&settings);
+    assert!(take(&settings));
 }

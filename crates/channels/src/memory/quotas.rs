@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::SoleReplica;
-use crate::{Bucket, Quota, QuotaError, Quotas, Rate, Replicas};
+use crate::{Bucket, Quota, QuotaError, Quotas, Rate, Replicas, Token};
 
 /// Buckets that are kept; of more, those that are full are forgotten, then any.
 const MAX_BUCKETS: usize = 65_536;
@@ -112,7 +112,7 @@ impl Quotas for MemoryQuotas {
         }
     }
 
-    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> bool {
+    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> Token {
         let now = Instant::now();
         let mut buckets = self.store.buckets.lock();
         let place = (rate, key.into());
@@ -127,6 +127,6 @@ impl Quotas for MemoryQuotas {
         let missing = level.missing(now);
         let room = missing + 1.0 <= f64::from(bucket.tokens);
         *level = Level { missing: missing + f64::from(u8::from(room)), at: now, per_second };
-        room
+        if room { Token::Given } else { Token::Refused }
     }
 }

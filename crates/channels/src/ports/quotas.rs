@@ -35,6 +35,17 @@ pub struct Bucket {
     pub period: Duration,
 }
 
+/// What becomes of the wish for a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Token {
+    /// It was taken.
+    Given,
+    /// There is none.
+    Refused,
+    /// The cluster is not reached: the settings say whether that lets the caller in.
+    Unknown,
+}
+
 /// Why nothing could be counted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum QuotaError {
@@ -67,6 +78,6 @@ pub trait Quotas: Send + Sync + 'static {
     fn exit(&self, quota: Quota, key: &str, member: &str);
 
     /// Takes a token. Never waits: what this replica took is told to the cluster every 200 ms, and what others took is
-    /// known as late. True while the cluster is not reached.
-    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> bool;
+    /// known as late.
+    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> Token;
 }

@@ -48,6 +48,8 @@ pub(crate) struct Leave {
     pub(crate) announced: bool,
     /// The connection was taken over: its leave is told by whoever has it now.
     pub(crate) silent: bool,
+    /// The client was back elsewhere before it was due.
+    outrun: bool,
     key: (Instant, u64),
 }
 
@@ -138,6 +140,16 @@ impl Grace {
         released
     }
 
+    /// The client is back on a connection of this step: a leave of an older one that is still here when it is due is told
+    /// by nobody.
+    pub(crate) fn outrun(&self, client: Uuid, step: u32) {
+        let mut held = self.state.lock();
+        let Some(places) = held.clients.get_mut(&client) else { return };
+        for leave in places.values_mut().filter_map(|place| place.leave.as_mut()) {
+            leave.outrun |= leave.identity.step < step;
+        }
+    }
+
     /// Leaves whose time has come.
     pub(crate) fn due(&self, now: Instant) -> Vec<Leave> {
         let mut held = self.state.lock();
@@ -151,7 +163,7 @@ impl Grace {
             if let Some(place) = places.get_mut(&channel) {
                 leaves.extend(place.leave.take().map(|leave| Leave {
                     presence: leave.presence && place.seats == 0,
-                    announced: leave.announced && !leave.silent,
+                    announced: leave.announced && !leave.silent && !leave.outrun,
                     ..leave
                 }));
                 if place.seats == 0 {
@@ -184,6 +196,6 @@ pub(crate) struct NewLeave {
 impl NewLeave {
     fn until(self, key: (Instant, u64)) -> Leave {
         let Self { identity, channel, info, presence, announced, silent } = self;
-        Leave { identity, channel, info, presence, announced, silent, key }
+        Leave { identity, channel, info, presence, announced, silent, outrun: false, key }
     }
 }

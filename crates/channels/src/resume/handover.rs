@@ -13,7 +13,8 @@ use crate::{Announcement, ConnectionInfo, Node, Released, ReleasedSeat, TokenInf
 
 /// How long a connection that was replaced may take to end before the newer one stops waiting for it.
 const ENDING: Duration = Duration::from_millis(500);
-/// A connection that was taken over leaves its presence entry at least so long, so that the newer one can make its own.
+/// A connection that was taken over leaves its presence entry at least so long, so that the newer one can make its own; one
+/// that ended while this replica stood still is not told of before the ledger was asked who has come back.
 const OVERLAP: Duration = Duration::from_secs(1);
 
 impl Node {
@@ -39,7 +40,8 @@ impl Node {
     /// Holds a leave back for the grace, or tells it at once where there is none.
     pub(crate) fn leave_later(self: &Arc<Self>, leave: NewLeave) {
         let grace = self.presence_grace();
-        let grace = if leave.silent { grace.max(OVERLAP) } else { grace };
+        let doubtful = leave.silent || self.pulse.stood_still();
+        let grace = if doubtful { grace.max(OVERLAP) } else { grace };
         if let Some(leave) = self.grace.hold(leave, grace) {
             let node = self.clone();
             tokio::spawn(async move { node.tell_leave(leave).await });

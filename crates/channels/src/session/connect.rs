@@ -18,7 +18,7 @@ use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
 use crate::error::Failure;
-use crate::limits::{Counted, Refused};
+use crate::limits::{Counted, Limited, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
 use crate::{Compiled, ConnectionClaims, Quota, SubscribeOptions, TokenError};
@@ -82,6 +82,10 @@ impl From<TokenError> for Failure {
 impl Session {
     pub(super) fn connect(&mut self, id: u32, request: ConnectRequest) {
         self.phase = Phase::Connecting;
+        let settings = self.node.settings();
+        if !self.node.rates.take_address(Limited::Connect, self.origin, &settings.client) {
+            return self.connected(id, Err(ErrorCode::TOO_MANY_REQUESTS.into()));
+        }
         let newcomer = Newcomer {
             node: self.node.clone(),
             outbox: self.outbox.clone(),
@@ -190,6 +194,9 @@ impl Newcomer {
         }
         let grant = self.grant(&settings, &request).await?;
         let claims = &grant.claims;
+        if !node.rates.take_user(Limited::Connect, &claims.user, &settings.client) {
+            return Err(ErrorCode::TOO_MANY_REQUESTS.into());
+        }
         let (expires, ttl) = time_to_live(claims.expire_at)?;
         let app = (std::mem::take(&mut request.name), std::mem::take(&mut request.version));
         let step = grant.won.map_or(0, |won| won.fence.step);

@@ -26,7 +26,7 @@ use plenum_telemetry::{Method, ResultCode};
 use uuid::Uuid;
 
 use crate::error::Failure;
-use crate::limits::Counted;
+use crate::limits::{Counted, Origin};
 use crate::node::unix_now;
 use crate::resume::{Resumption, Won};
 use crate::{ConnectionClaims, Link, Node, Outbox};
@@ -167,6 +167,8 @@ pub struct Session {
     beat: Beat,
     /// User id that the transport vouches for.
     vouched: Option<Box<str>>,
+    /// Where the client is, for limits by address.
+    origin: Origin,
     /// The replica drains: nothing more is read, and the connection closes once its commands have been answered.
     leaving: bool,
 }
@@ -184,6 +186,7 @@ impl Session {
             flight: None,
             beat,
             vouched: link.user.map(Into::into),
+            origin: Origin::of(link.address),
             leaving: false,
         }
     }
@@ -248,7 +251,13 @@ impl Session {
     /// The connection is gone; its subscriptions end.
     pub fn end(mut self, reason: Disconnect) {
         if let Phase::Connected(connected) = &mut self.phase {
-            connected.subscriptions.end(Fate::of(&reason));
+            let fate = match Fate::of(&reason) {
+                // It may have come back elsewhere: then it ended this connection because nobody answered.
+                _ if self.outbox.is_closing_with(&SUPERSEDED) => Fate::TakenOver,
+                Fate::Leave if reason == CLOSED_BY_CLIENT && self.node.pulse.stood_still() => Fate::Unsure,
+                fate => fate,
+            };
+            connected.subscriptions.end(fate);
         }
         self.node.metrics.disconnects(plenum_telemetry::CloseCode::new(u32::from(reason.code))).inc();
     }

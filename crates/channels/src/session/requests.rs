@@ -17,6 +17,7 @@ use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Phase, Session, frame, method, time_to_live};
 use crate::error::Failure;
+use crate::limits::Limited;
 use crate::{
     ChannelKind, Compiled, HistoryQuery, NamespaceOptions, OperationError, Publish, Resolved, SubscribeOptions,
     SubscriptionClaims, TokenError,
@@ -39,6 +40,9 @@ impl Session {
     pub(super) fn run(&mut self, command: Command) {
         let Command { id, request } = command;
         let method = method(&request);
+        if self.is_too_often(&request) {
+            return self.reply(id, method, Err(ErrorCode::TOO_MANY_REQUESTS.into()));
+        }
         match request {
             Request::Connect(request) if matches!(self.phase, Phase::Unauthenticated) => {
                 return self.connect(id, *request);
@@ -71,6 +75,17 @@ impl Session {
             Ok(Started::Done(future)) => self.flight.get_or_insert_default().push(future),
             Err(failure) => self.reply(id, method, Err(failure)),
         }
+    }
+
+    fn is_too_often(&self, request: &Request) -> bool {
+        let limited = match request {
+            Request::Subscribe(_) => Limited::Subscribe,
+            Request::Publish(_) => Limited::Publish,
+            Request::Rpc(_) => Limited::Rpc,
+            _ => return false,
+        };
+        let Phase::Connected(connected) = &self.phase else { return false };
+        !self.node.rates.take(limited, &connected.identity.user, self.origin, &self.node.settings().client)
     }
 
     /// Runs a command whose outcome is its reply; one that is ready at once never enters the flight.

@@ -78,6 +78,8 @@ pub(super) enum Fate {
     Leave,
     /// The connection was lost, or the server moves it: the client may come back.
     Hold,
+    /// The client meant it, or it gave up a replica that stood still, and may be back elsewhere.
+    Unsure,
     /// It has come back already.
     TakenOver,
 }

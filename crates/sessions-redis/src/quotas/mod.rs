@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
-use plenum_channels::{Bucket, Incarnation, Quota, QuotaError, Quotas, Rate, Replicas};
+use plenum_channels::{Bucket, Incarnation, Quota, QuotaError, Quotas, Rate, Replicas, Token};
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval};
@@ -268,7 +268,7 @@ impl Quotas for RedisQuotas {
         }
     }
 
-    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> bool {
+    fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> Token {
         self.inner.rates.take(rate, key, bucket)
     }
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use hashbrown::HashMap;
 use parking_lot::Mutex;
-use plenum_channels::{Bucket, Rate};
+use plenum_channels::{Bucket, Rate, Token};
 use tokio::time::Instant;
 
 use crate::client::{Call, Client, Value};
@@ -67,7 +67,7 @@ struct Local {
     /// Taken here since then: told and not answered, and not told.
     told: u32,
     untold: u32,
-    /// Redis did not answer the last time: nobody is refused.
+    /// Redis did not answer the last time: nobody knows what is missing.
     alone: bool,
 }
 
@@ -94,26 +94,26 @@ impl Rates {
         &self.shards[self.hasher.hash_one((rate, key)) as usize % SHARDS]
     }
 
-    pub fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> bool {
+    pub fn take(&self, rate: Rate, key: &str, bucket: Bucket) -> Token {
         let now = Instant::now();
         let mut shard = self.shard(rate, key).lock();
         let name: Name = (rate, key.into());
         if !shard.buckets.contains_key(&name) && !shard.make_room(now) {
-            return true;
+            return Token::Given;
         }
         let Shard { buckets, used, .. } = &mut *shard;
         let local = buckets.entry(name).or_insert_with_key(|_| Local::new(bucket, now));
         local.bucket = bucket;
         let room = local.missing(now) + 1.0 <= f64::from(bucket.tokens);
         if !room && !local.alone {
-            return false;
+            return Token::Refused;
         }
         if local.untold == 0 {
             used.push((rate, key.into()));
         }
         // What was taken while Redis was away is told up to what a bucket holds.
         local.untold = (local.untold + 1).min(bucket.tokens.max(1));
-        true
+        if local.alone { Token::Unknown } else { Token::Given }
     }
 
     /// Tells Redis what was taken, and learns what is missing.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use plenum_channels::duration;
 use plenum_tokens::{TokenConfig, TokenConfigError, Verifier};
-use plenum_websocket::Origins;
+use plenum_websocket::{Origins, TrustedProxies};
 
 use super::error::Problem;
 use super::sections::{Config, HttpServer, TlsSection};
@@ -26,6 +26,10 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
     }
     if let Err(error) = Origins::new(&config.access.allowed_origins) {
         checks.add("client.allowed_origins", Some(format!("{:?}", error.pattern)), error.to_string());
+    }
+    if let Err(error) = TrustedProxies::new(&config.http_server.trusted_proxies) {
+        let key = format!("http_server.trusted_proxies[{}]", error.index);
+        checks.add(&key, Some(format!("{:?}", error.text)), error.to_string());
     }
     if let Err(reason) = config.log.directives() {
         checks.add("log.level", Some(format!("{:?}", config.log.level)), reason);

@@ -68,6 +68,7 @@ pub struct HttpServer {
     pub header_timeout: Duration,
     #[serde(with = "duration")]
     pub handshake_timeout: Duration,
+    pub trusted_proxies: Vec<String>,
     pub max_header_size: usize,
     pub max_http_connections: usize,
 }
@@ -84,6 +85,7 @@ impl Default for HttpServer {
             internal_tls: TlsSection::default(),
             header_timeout: Duration::from_secs(10),
             handshake_timeout: Duration::from_secs(10),
+            trusted_proxies: Vec::new(),
             max_header_size: 16_384,
             max_http_connections: 8192,
         }

@@ -166,6 +166,56 @@ const CLIENT: &[Entry] = &[
         "! The same for subscriber_limit of namespaces: open, or closed (subscribes get the temporary error 100).",
     ),
     (
+        "client.rate_limit.user.connect",
+        Text,
+        "! Connects of one user, with redis.servers to all replicas together, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.user.subscribe",
+        Text,
+        "! Subscribes of one user, to one replica, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.user.publish",
+        Text,
+        "! Publishes of one user, with redis.servers to all replicas together, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.user.rpc",
+        Text,
+        "! RPC calls of one user, to one replica, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.address.connect",
+        Text,
+        "! Connects from one address (IPv4, or a /64 network of IPv6), with redis.servers to all replicas together, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.address.subscribe",
+        Text,
+        "! Subscribes from one address (IPv4, or a /64 network of IPv6), to one replica, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.address.publish",
+        Text,
+        "! Publishes from one address (IPv4, or a /64 network of IPv6), with redis.servers to all replicas together, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.rate_limit.address.rpc",
+        Text,
+        "! RPC calls from one address (IPv4, or a /64 network of IPv6), to one replica, such as 20/1s (1 to 1000000 per 1s to 1h); beyond it error 111. Empty: no bound.",
+    ),
+    (
+        "client.on_unavailable.connect_rate",
+        Text,
+        "! The same for client.rate_limit.….connect: open, or closed (connects get error 111).",
+    ),
+    (
+        "client.on_unavailable.publish_rate",
+        Text,
+        "! The same for client.rate_limit.….publish: open, or closed (publishes get error 111).",
+    ),
+    (
         "client.presence_grace",
         Duration,
         "! How long presence and leave of a lost connection are held back, so that one that resumes neither leaves nor joins; at most 60s. 0s: not at all.",

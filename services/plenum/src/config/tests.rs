@@ -522,3 +522,41 @@ fn one_port_named_twice_is_one_port() {
     let apart = "[http_server]\naddress = \"127.0.0.1\"\ninternal_address = \"127.0.0.2\"\ninternal_port = 8000";
     assert_eq!(port(apart), Ok(Some(8000)));
 }
+
+#[test]
+fn limits_are_read_and_checked() {
+    let loaded = file(
+        "limits.toml",
+        r#"
+[http_server]
+trusted_proxies = ["10.0.0.0/8", "::1"]
+[client.rate_limit.user]
+publish = "50/1s"
+[client.rate_limit.address]
+connect = "200/1m"
+[client.on_unavailable]
+publish_rate = "closed"
+[channel.without_namespace]
+subscriber_limit = 50
+"#,
+    );
+    let config = loaded.unwrap().config;
+    let publish = config.client.rate_limit.user.publish.unwrap();
+    assert_eq!((publish.tokens, publish.period.as_secs()), (50, 1));
+    assert_eq!(config.client.rate_limit.address.connect.unwrap().period.as_secs(), 60);
+    assert_eq!(config.client.rate_limit.user.connect, None);
+    assert_eq!(config.client.on_unavailable.publish_rate, plenum_channels::Fallback::Closed);
+    assert_eq!(config.channel.without_namespace.subscriber_limit, 50);
+    for (text, parts) in [
+        ("[client.rate_limit.user]\npublish = \"50\"", &["client.rate_limit.user.publish", "20/1s"][..]),
+        ("[client.rate_limit.user]\npublish = 50", &["client.rate_limit.user.publish", "20/1s"]),
+        ("[client.rate_limit.user]\nhistory = \"1/1s\"", &["history"]),
+        ("[client.on_unavailable]\nsubscribers = \"ajar\"", &["client.on_unavailable.subscribers", "ajar"]),
+        ("[http_server]\ntrusted_proxies = [\"nginx\"]", &["http_server.trusted_proxies[0]", "nginx", "network"]),
+    ] {
+        let message = message(file("limits.toml", text));
+        for part in parts {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+}

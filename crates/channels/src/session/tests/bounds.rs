@@ -126,7 +126,7 @@ async fn connections_per_replica_user_and_second() {
     let crowded = node(limited);
     let first = Client::attach(&crowded, Encoding::Json);
     let _second = Client::attach(&crowded, Encoding::Json);
-    let link = || Link { encoding: Encoding::Json, user: None };
+    let link = || Link { encoding: Encoding::Json, user: None, address: None };
     assert_eq!(crowded.accept(link()).unwrap_err(), AcceptError::ConnectionLimit { max: 2 });
     drop(first);
     crowded.accept(link()).unwrap();

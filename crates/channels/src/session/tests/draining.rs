@@ -91,7 +91,7 @@ async fn connections_leave_one_after_the_other_and_nobody_new_comes() {
     let gaps = at.windows(2).map(|pair| (pair[1] - pair[0]).as_millis());
     assert!(gaps.clone().all(|gap| (500..=1500).contains(&gap)), "{:?}", gaps.collect::<Vec<_>>());
     assert!(at[19] <= Duration::from_secs(20) && begin.elapsed() <= Duration::from_secs(21), "{:?}", at[19]);
-    let refused = node.accept(Link { encoding: Encoding::Json, user: None }).unwrap_err();
+    let refused = node.accept(Link { encoding: Encoding::Json, user: None, address: None }).unwrap_err();
     assert_eq!(refused, AcceptError::Draining);
 }
 

@@ -1,10 +1,15 @@
 //! Limits that hold for all replicas together.
 
+use std::sync::Arc;
+
 use plenum_protocol::codes::ErrorCode;
-use plenum_protocol::{Disconnect, Encoding, ErrorReply, Request, SubscribeRequest, UnsubscribeRequest};
+use plenum_protocol::{
+    ConnectRequest, Disconnect, Encoding, ErrorReply, PublishRequest, Request, RpcRequest, SubscribeRequest,
+    UnsubscribeRequest,
+};
 
 use super::{Client, Cluster, open_namespace, settings};
-use crate::{NamespaceOptions, Settings};
+use crate::{CommandRates, Link, NamespaceOptions, Node, Settings, rate};
 
 fn limited() -> Settings {
     let mut settings = settings();
@@ -13,7 +18,7 @@ fn limited() -> Settings {
     settings
 }
 
-async fn refused(node: &std::sync::Arc<crate::Node>, token: &str) -> Disconnect {
+async fn refused(node: &Arc<Node>, token: &str) -> Disconnect {
     let mut client = Client::attach(node, Encoding::Json);
     client.session.receive(format!("{{\"id\":1,\"connect\":{{\"token\":\"{token}\"}}}}").as_bytes());
     client.close().await
@@ -80,4 +85,75 @@ async fn subscribers_of_a_channel_are_counted_on_all_replicas() {
     assert_eq!(subscribe(first, "small:a").await.unwrap_err().code, ErrorCode::LIMIT_EXCEEDED.code);
     clients.pop();
     subscribe(&mut clients[0], "small:a").await.unwrap();
+}
+
+/// Connects from an address, as a transport would have it.
+async fn connect_from(node: &Arc<Node>, address: &str, token: &str) -> Result<Client, ErrorReply> {
+    let link = Link { encoding: Encoding::Json, user: None, address: Some(address.parse().unwrap()) };
+    let mut client = Client::around(node.accept(link).unwrap(), Encoding::Json);
+    let request = ConnectRequest { token: token.into(), ..ConnectRequest::default() };
+    client.call(Request::Connect(Box::new(request))).await?;
+    Ok(client)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_comes_too_often_is_told_so_and_stays_connected() {
+    let mut limited = limited();
+    let rate = |text| rate::parse(text);
+    limited.client.user_connection_limit = 0;
+    limited.client.rate_limit.address = CommandRates { connect: rate("3/10s"), ..CommandRates::default() };
+    limited.client.rate_limit.user =
+        CommandRates { connect: rate("2/10s"), subscribe: rate("2/1s"), publish: rate("3/1s"), rpc: rate("1/1s") };
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(limited.clone()), cluster.replica(limited));
+    let too_often = ErrorCode::TOO_MANY_REQUESTS.code;
+    let mut anna = connect_from(&one, "192.0.2.1", "anna").await.unwrap();
+    let mut again = connect_from(&other, "192.0.2.1", "anna").await.unwrap();
+    assert_eq!(connect_from(&other, "192.0.2.1", "anna").await.err().unwrap().code, too_often, "all of anna's");
+    assert_eq!(connect_from(&one, "192.0.2.1", "berta").await.err().unwrap().code, too_often, "all of the address");
+    connect_from(&one, "192.0.2.2", "berta").await.unwrap();
+
+    for (client, outcomes) in [(&mut anna, [true, true, false]), (&mut again, [true, true, false])] {
+        for (channel, allowed) in ["log:a", "log:b", "log:c"].into_iter().zip(outcomes) {
+            assert_eq!(subscribe(client, channel).await.is_ok(), allowed, "{channel}: each replica by itself");
+        }
+    }
+    let publish = || {
+        let request = PublishRequest { channel: "log:a".into(), data: "1".into(), ..PublishRequest::default() };
+        Request::Publish(request)
+    };
+    anna.call(publish()).await.unwrap();
+    again.call(publish()).await.unwrap();
+    anna.call(publish()).await.unwrap();
+    for client in [&mut again, &mut anna] {
+        let refused = client.call(publish()).await.unwrap_err();
+        assert_eq!((refused.code, refused.temporary), (too_often, true), "all replicas together");
+    }
+    let rpc = || Request::Rpc(RpcRequest::default());
+    assert_eq!(anna.call(rpc()).await.unwrap_err().code, ErrorCode::NOT_AVAILABLE.code);
+    assert_eq!(anna.call(rpc()).await.unwrap_err().code, too_often);
+    anna.idle(2).await;
+    anna.call(publish()).await.unwrap();
+    subscribe(&mut anna, "log:c").await.unwrap();
+}
+
+/// A connection and the one that it came back as are one session; who is not authenticated is none.
+#[tokio::test(start_paused = true)]
+async fn sessions_are_client_ids() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let stranger = Client::attach(&one, Encoding::Json);
+    let (tab, _) = Client::connect_as(&one, "anna").await;
+    let (old, _, pass) = Client::connect_with(&one, "anna", "").await;
+    assert_eq!((one.registry.len(), one.registry.num_sessions()), (3, 2));
+    let (new, _, pass) = Client::connect_with(&one, "anna", &pass).await;
+    assert_eq!((one.registry.len(), one.registry.num_sessions()), (4, 2), "beside the old one");
+    drop(old);
+    assert_eq!((one.registry.len(), one.registry.num_sessions()), (3, 2));
+    let (_newest, ..) = Client::connect_with(&other, "anna", &pass).await;
+    drop(new);
+    assert_eq!((one.registry.num_sessions(), other.registry.num_sessions()), (1, 1));
+    drop((stranger, tab));
+    assert_eq!((one.registry.len(), one.registry.num_sessions()), (0, 0));
+    assert_eq!(other.stats().await.unwrap().total.sessions, 1);
 }

@@ -244,7 +244,10 @@ struct Client {
 
 impl Client {
     fn attach(node: &Arc<Node>, encoding: Encoding) -> Self {
-        let session = node.accept(Link { encoding, user: None }).unwrap();
+        Self::around(node.accept(Link { encoding, user: None, address: None }).unwrap(), encoding)
+    }
+
+    fn around(session: Session, encoding: Encoding) -> Self {
         Self { session, encoding, inbox: VecDeque::new(), closed: None, next_id: 0, stalled: false }
     }
 

@@ -346,6 +346,34 @@ async fn who_resumes_before_the_old_socket_has_ended_neither_leaves_nor_joins() 
     }
 }
 
+/// What the client sent before it gave the connection up is read late: when it is long back elsewhere.
+#[tokio::test(start_paused = true)]
+async fn who_gave_up_a_replica_that_stood_still_has_not_left() {
+    for (released, back) in [(true, true), (false, true), (false, false)] {
+        let mut cluster = Cluster::new();
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut observer, old, id, pass) = room(&other, &one).await;
+        one.pulse.wake();
+        let mut old = Some(old);
+        if !released {
+            old.take().unwrap().end(CLOSED_BY_CLIENT);
+        }
+        let mut client = None;
+        if back {
+            let (mut again, ..) = Client::connect_with(&other, "anna", &pass).await;
+            again.subscribe("room:a", None).await.unwrap();
+            client = Some(again);
+        }
+        if let Some(old) = old {
+            old.end(CLOSED_BY_CLIENT);
+        }
+        let expected = (!back).then(|| ("leave", id.clone()));
+        assert_eq!(seen(&mut observer).await, expected, "released: {released}, back: {back}");
+        assert_eq!(present(&other, &id).await, back);
+        drop(client);
+    }
+}
+
 /// It resumes and does not enter the channel again: others see it leave, once.
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_is_not_entered_again_is_left() {
