@@ -1,45 +1,34 @@
 {{- define "plenum.toDns" -}}
 - to:
-    - namespaceSelector:
-        matchLabels: { kubernetes.io/metadata.name: kube-system }
-      podSelector:
-        matchLabels: { k8s-app: kube-dns }
+    {{- toYaml .Values.networkPolicy.dns | nindent 4 }}
   ports:
     - { protocol: UDP, port: 53 }
     - { protocol: TCP, port: 53 }
 {{- end }}
+{{/* NATS and Redis; which addresses they have outside of this chart is not known here, only their ports. */}}
 {{- define "plenum.toStores" -}}
+{{- if .Values.nats.enabled -}}
 - to:
-    {{- if .Values.nats.enabled }}
     - podSelector:
         matchLabels: { app.kubernetes.io/name: nats, app.kubernetes.io/instance: {{ .Release.Name }} }
-    {{- else }}
-    # Outside: which addresses is not known here.
-    - ipBlock: { cidr: 0.0.0.0/0 }
-    {{- end }}
   ports:
-    {{- if .Values.nats.enabled }}
     - { protocol: TCP, port: 4222 }
-    {{- else }}
+{{- else -}}
+- ports:
     {{- range .Values.externalNats.servers }}
     - { protocol: TCP, port: {{ regexFind ":[0-9]+$" . | trimPrefix ":" | default "4222" | int }} }
     {{- end }}
-    {{- end }}
-{{- if or .Values.redis.enabled .Values.externalRedis.servers }}
+{{- end }}
+{{- if .Values.redis.enabled }}
 - to:
-    {{- if .Values.redis.enabled }}
     - podSelector:
         matchLabels: { app.kubernetes.io/name: redis-cluster, app.kubernetes.io/instance: {{ .Release.Name }} }
-    {{- else }}
-    - ipBlock: { cidr: 0.0.0.0/0 }
-    {{- end }}
   ports:
-    {{- if .Values.redis.enabled }}
     - { protocol: TCP, port: 6379 }
-    {{- else }}
+{{- else if .Values.externalRedis.servers }}
+- ports:
     {{- range .Values.externalRedis.servers }}
     - { protocol: TCP, port: {{ regexFind ":[0-9]+$" . | trimPrefix ":" | default "6379" | int }} }
-    {{- end }}
     {{- end }}
 {{- end }}
 {{- end }}
