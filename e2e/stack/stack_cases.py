@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import socket
 import sys
 import tempfile
@@ -36,6 +37,15 @@ def board_queries():
                 for variable, value in filled.items():
                     expression = expression.replace(variable, value)
                 yield expression, f"{board['title']}: {panel['title']}"
+
+
+def alert_queries():
+    """Whether the metrics that the alerts name exist; the alerts themselves stay silent here."""
+    text = (ROOT / "grafana/alerts/plenum.yaml").read_text()
+    expressions = " ".join(line for line in text.splitlines() if line.strip().startswith("expr:"))
+    names = sorted(set(re.findall(r"\b(?:plenum|process)_\w+", expressions)))
+    assert names, "no alert names a metric"
+    return [(f"count({name})", "alerts") for name in names]
 
 
 class Listener(threading.Thread):
@@ -239,7 +249,7 @@ class Whole(unittest.TestCase):
             thread.start()
         try:
             until("all are there", lambda: all(listener.joined.is_set() for listener in listeners), 20)
-            waiting = dict(board_queries())
+            waiting = dict(board_queries()) | dict(alert_queries())
             self.assertGreater(len(waiting), 20)
 
             def all_answered():
