@@ -54,6 +54,8 @@ pub(crate) struct User {
     commands: u32,
     /// Publications that were sent and not answered, by command.
     unanswered: HashMap<u32, u32>,
+    /// What came in one frame with the answer to a call, and behind it.
+    behind: Vec<Reply>,
     padding: String,
 }
 
@@ -70,6 +72,7 @@ impl User {
             next: 0,
             commands: 0,
             unanswered: HashMap::new(),
+            behind: Vec::new(),
             padding,
         }
     }
@@ -117,6 +120,7 @@ impl User {
 
     /// Connects and subscribes.
     async fn join(&mut self) -> Result<Socket, String> {
+        self.behind.clear();
         let plan = &self.shared.plan;
         let mut socket = plan.target.open(plan.encoding).await?;
         let name = format!("load-{}", self.book.user);
@@ -141,6 +145,10 @@ impl User {
             }
             other => return Err(format!("subscribe was answered with {other:?}")),
         }
+        // Only now: what was published meanwhile comes after what was recovered.
+        for reply in std::mem::take(&mut self.behind) {
+            self.other(&mut socket, reply).await?;
+        }
         Ok(socket)
     }
 
@@ -156,6 +164,7 @@ impl User {
                         Reply::Error { id: of, error } if of == id => {
                             answer = Some(Err(format!("error {}: {}", error.code, error.message)));
                         }
+                        other if answer.is_some() => self.behind.push(other),
                         other => self.other(socket, other).await?,
                     }
                 }
