@@ -117,7 +117,7 @@ class Namespace:
         nodes = self.kubectl(*ask, call + "nodes").splitlines()
         sound = [line for line in nodes if " connected" in line and "fail" not in line]
         return "cluster_state:ok" in info and "cluster_slots_ok:16384" in info and len(nodes) == len(sound) == 6 and (
-            sum(" slave " in line for line in sound) == 3)
+            sum("slave" in line.split()[2].split(",") for line in sound) == 3)
 
     def nats_whole(self):
         """True when every server says that all of its streams are current."""
@@ -174,9 +174,13 @@ class Load:
              "--sessions", str(sessions), "--rate", str(rate), "--duration", "30m", "--patience", "60s", "--max-p99", "100s",
              "--min-connect", "0", "--json"],
             stdout=subprocess.PIPE, stderr=self.errors.open("w"), text=True, start_new_session=True)
-        until("the load to begin", lambda: f"{users}/{users} connected" in self.errors.read_text() or self.process.poll() is not None, 90)
-        if self.process.poll() is not None:
-            raise CommandFailed(f"the load ended at once: {self.errors.read_text()[-2000:]}")
+        try:
+            until("the load to begin", lambda: f"{users}/{users} connected" in self.errors.read_text() or self.process.poll() is not None, 90)
+            if self.process.poll() is not None:
+                raise CommandFailed(f"the load ended at once: {self.errors.read_text()[-2000:]}")
+        except BaseException:
+            self.kill()
+            raise
 
     def end(self):
         """Ends publishing, waits for what is on its way, and gives the report."""
