@@ -29,6 +29,12 @@ pub enum Command {
     Worker(Settings),
     /// Ask a running process to move its connections elsewhere at a steady pace and end, as SIGTERM does.
     Drain(Drain),
+    /// Check everything that a running cluster leans on, and say what to do.
+    Doctor(Doctor),
+    /// Save everything durable of a running cluster: the log and the ledger on NATS.
+    Backup(Backup),
+    /// Restore a backup into a NATS that is empty; positions of before are told apart.
+    Restore(Restore),
     /// Put load on running servers and compare what was sent with what arrived.
     #[command(subcommand)]
     Bench(BenchCommand),
@@ -163,6 +169,89 @@ pub enum WireEncoding {
 pub struct Drain {
     #[command(flatten)]
     pub source: Source,
+}
+
+#[derive(Debug, Args)]
+pub struct Doctor {
+    #[command(flatten)]
+    pub source: Source,
+    /// WebSocket endpoint of clients, ws:// or wss://; repeat it for each proxy on the way
+    #[arg(long)]
+    pub url: Vec<String>,
+    /// Server API, http://HOST:PORT/api, best on its own port
+    #[arg(long)]
+    pub api: Option<String>,
+    /// Monitoring port of a NATS server, http://HOST:8222; repeat it for each server
+    #[arg(long, value_name = "URL")]
+    pub nats_monitoring: Vec<String>,
+    /// Only these checks, with commas
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "CHECKS")]
+    pub only: Vec<Check>,
+    /// Limit of each contact
+    #[arg(long, default_value = "5s", value_parser = time)]
+    pub timeout: Duration,
+    /// How long a connection through each URL stays open with nothing but pings
+    #[arg(long, default_value = "0s", value_parser = time)]
+    pub idle: Duration,
+    /// Connections that a message has to reach, spread over the URLs
+    #[arg(long, default_value_t = 6, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..=1000))]
+    pub connections: usize,
+    /// Beginning of the channel; its namespace must let clients subscribe, and publish unless --api is given
+    #[arg(long, default_value = "chat:doctor-")]
+    pub channel: String,
+    /// Connect without a token; otherwise one is signed with client.token.hmac_secret_key
+    #[arg(long)]
+    pub anonymous: bool,
+    /// Origin header to send
+    #[arg(long)]
+    pub origin: Option<String>,
+    /// PEM file of certificate authorities to trust instead of the system's, for --url and --api
+    #[arg(long, value_name = "FILE")]
+    pub ca: Option<PathBuf>,
+    /// Print the report as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// What `doctor` looks at, in the order of its report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Check {
+    /// Every setting
+    Config,
+    /// Host names
+    Names,
+    /// Servers, permissions, streams, storage
+    Nats,
+    /// Servers, slots, memory, a write to each primary
+    Redis,
+    /// A WebSocket through every --url
+    Websocket,
+    /// A message to clients behind all of them
+    Message,
+    /// Clocks of servers
+    Clocks,
+    /// Limits of open files and connections
+    Files,
+    /// How long certificates are valid
+    Certificates,
+}
+
+#[derive(Debug, Args)]
+pub struct Backup {
+    #[command(flatten)]
+    pub source: Source,
+    /// New or empty folder
+    #[arg(long, value_name = "FOLDER")]
+    pub to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    #[command(flatten)]
+    pub source: Source,
+    /// Folder of a backup
+    #[arg(long, value_name = "FOLDER")]
+    pub from: PathBuf,
 }
 
 #[derive(Debug, Subcommand)]

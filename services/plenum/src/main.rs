@@ -1,10 +1,12 @@
 //! The plenum binary: reads the configuration, puts the server together, runs it until it is told to end.
 
+mod backup;
 mod bench;
 mod cli;
 mod compose;
 mod config;
 mod dev;
+mod doctor;
 mod drain;
 mod nats;
 mod redis;
@@ -37,6 +39,9 @@ fn main() -> ExitCode {
         Command::Worker(settings) => serve(&settings, Role::Worker, false),
         Command::Bench(BenchCommand::Session(arguments)) => bench::session(&arguments),
         Command::Drain(arguments) => drain::run(&arguments),
+        Command::Doctor(arguments) => doctor::run(&arguments),
+        Command::Backup(arguments) => backup::save(&arguments),
+        Command::Restore(arguments) => backup::put_back(&arguments),
         Command::Config(command) => configuration(&command),
         Command::Token(command) => token::run(&command),
         Command::Completions { shell } => {

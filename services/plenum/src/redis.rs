@@ -60,7 +60,8 @@ impl Dependency for Redis {
     }
 }
 
-fn settings(config: &config::Redis) -> anyhow::Result<RedisConfig> {
+/// How this configuration reaches Redis.
+pub fn settings(config: &config::Redis) -> anyhow::Result<RedisConfig> {
     let servers = config.servers.iter().map(|server| server.parse()).collect::<Result<Vec<_>, _>>();
     let given = |text: &str| (!text.is_empty()).then(|| text.to_owned());
     Ok(RedisConfig {

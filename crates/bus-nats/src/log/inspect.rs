@@ -22,6 +22,9 @@ const DOUBTFUL_MS: u64 = 3_000;
 /// Most that a copy may lie behind without being worth a line.
 const LAG: u64 = 1_000;
 
+/// A copy that the leader has not heard of for so long is away, nanoseconds.
+const SILENCE: u64 = 5_000_000_000;
+
 /// What was found.
 #[derive(Default)]
 pub(crate) struct Inspected {
@@ -48,6 +51,9 @@ struct Copy {
     offline: bool,
     #[serde(default)]
     lag: u64,
+    /// Nanoseconds since the leader heard of it; ticks make that a second at most.
+    #[serde(default)]
+    active: u64,
 }
 
 /// What all shards together come to.
@@ -190,8 +196,8 @@ impl Copies {
             findings.push(Finding::failed(subject, "it has no leader", advice));
         }
         for copy in &self.replicas {
-            if copy.offline {
-                let found = format!("the copy on {} is offline", copy.name);
+            if copy.offline || copy.active > SILENCE {
+                let found = format!("the copy on {} is silent for {} s", copy.name, copy.active / 1_000_000_000);
                 let advice = "bring that server back: with one more away the stream stops";
                 findings.push(Finding::failed(subject, found, advice));
             } else if !copy.current && copy.lag > LAG {

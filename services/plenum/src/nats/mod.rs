@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use plenum_bus_nats::control::NatsControl;
-use plenum_bus_nats::ledger::{LedgerConfig, NatsLedger};
+use plenum_bus_nats::ledger::NatsLedger;
 use plenum_bus_nats::log::{LogConfig, NatsLog, PoolLinks, SetupError, TailStore};
 use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
 use plenum_bus_nats::replicas::NatsReplicas;
@@ -20,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
 pub use deferred::{DeferredControl, DeferredLedger, DeferredLog};
-pub use settings::Placement;
+pub use settings::{Placement, ledger, log, pool};
 
 use crate::config::Config;
 
@@ -28,8 +28,6 @@ use crate::config::Config;
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause after an attempt that NATS answered, but not with what is needed.
 const PAUSE: Duration = Duration::from_secs(2);
-/// Most bytes of fences, blocks and revocations; JetStream reserves them on its storage, unless `nats.max_bytes` is 0.
-const LEDGER_BYTES: u64 = 128 << 20;
 /// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
 const CLOSING: Duration = Duration::from_millis(200);
 
@@ -134,13 +132,7 @@ impl Nats {
             doing: "starting the control bus".into(),
             reason: error.to_string(),
         })?;
-        // Where the log reserves nothing, the ledger does not either.
-        let reserves = config.groups.iter().any(|group| group.max_bytes.is_some());
-        let ledger = LedgerConfig {
-            prefix: config.prefix.clone(),
-            replicas: config.replicas,
-            max_bytes: reserves.then_some(LEDGER_BYTES),
-        };
+        let ledger = settings::ledger_of(config);
         let ledger = NatsLedger::start(links, &ledger).await.map_err(|error| SetupError::Unavailable {
             doing: "starting the ledger".into(),
             reason: error.to_string(),

@@ -5,12 +5,16 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use plenum_bus_nats::ledger::LedgerConfig;
 use plenum_bus_nats::log::{GroupConfig, LogConfig};
 use plenum_bus_nats::pool::{Credentials, PoolConfig, PoolError, Tls};
 use plenum_bus_nats::report::Limits;
 use plenum_channels::ChannelSettings;
 
 use crate::config::{Config, DEFAULT_GROUP, Nats};
+
+/// Most bytes of fences, blocks and revocations; JetStream reserves them on its storage, unless `nats.max_bytes` is 0.
+const LEDGER_BYTES: u64 = 128 << 20;
 
 /// Settings of the pool.
 pub fn pool(nats: &Nats, name: &str) -> PoolConfig {
@@ -153,6 +157,17 @@ pub fn log(config: &Config) -> LogConfig {
         append_patience: nats.append_patience,
         tails: None,
     }
+}
+
+/// Settings of the ledger.
+pub fn ledger(config: &Config) -> LedgerConfig {
+    ledger_of(&log(config))
+}
+
+/// Settings of the ledger beside a log: where that reserves no storage, the ledger does not either.
+pub fn ledger_of(log: &LogConfig) -> LedgerConfig {
+    let reserves = log.groups.iter().any(|group| group.max_bytes.is_some());
+    LedgerConfig { prefix: log.prefix.clone(), replicas: log.replicas, max_bytes: reserves.then_some(LEDGER_BYTES) }
 }
 
 /// How long last positions are remembered: as long as the longest `history_meta_ttl` of all namespaces.

@@ -1,0 +1,271 @@
+//! A client's way: WebSocket through every URL, and a message to clients behind all of them.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use plenum_load::{Handshake, HttpTarget, Probe, Target};
+use plenum_telemetry::Finding;
+use plenum_tokens::{ConnectionTokenSpec, sign_connection};
+use tokio::time::Instant;
+
+use super::certificates::Shown;
+use super::{clocks, server};
+use crate::cli::Doctor;
+use crate::config::Config;
+
+/// Bytes of the large message: more than the buffers of proxies hold, less than every default limit.
+const LARGE: usize = 32 << 10;
+
+/// What was found.
+#[derive(Default)]
+pub struct Checked {
+    pub websocket: Vec<Finding>,
+    pub message: Vec<Finding>,
+    pub clocks: Vec<Finding>,
+    pub certificates: Vec<Shown>,
+}
+
+/// Connects through every `--url`, then publishes to all of them.
+pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Checked {
+    let mut checked = Checked::default();
+    if arguments.url.is_empty() {
+        let advice = "name one or more ways to the replicas: --url wss://HOST/connection/websocket";
+        let skipped = || Finding::skipped("clients", "no --url was given", advice);
+        (checked.websocket, checked.message) = (vec![skipped()], vec![skipped()]);
+        return checked;
+    }
+    let token = match token(arguments, config) {
+        Ok(token) => token,
+        Err(finding) => {
+            (checked.websocket, checked.message) = (vec![finding.clone()], vec![finding]);
+            return checked;
+        }
+    };
+    let mut ways = Vec::new();
+    for (url, outcome) in join_all(arguments.url.iter().map(|url| way(arguments, url, &token, limit))).await {
+        match outcome {
+            Ok((target, handshake, finding)) => {
+                let own = handshake.certificates.into_iter().next();
+                checked.certificates.extend(own.map(|der| (url.clone(), der)));
+                checked.clocks.extend(clocks::by_date(format!("clock behind {url}"), &handshake.date));
+                checked.websocket.push(finding);
+                ways.push(target);
+            }
+            Err(finding) => checked.websocket.push(finding),
+        }
+    }
+    if ways.is_empty() {
+        checked.message.push(Finding::failed("message", "no --url leads to a replica", "see the lines above"));
+    } else {
+        checked.message = message(arguments, config, &ways, &token, limit).await;
+    }
+    checked
+}
+
+/// The token of one who may subscribe to the channel of the check; empty for an anonymous one.
+fn token(arguments: &Doctor, config: &Config) -> Result<String, Finding> {
+    if arguments.anonymous {
+        return Ok(String::new());
+    }
+    let keys = &config.access.token;
+    if keys.hmac_secret_key.is_empty() {
+        let advice = "name the server's configuration with --config, or use --anonymous";
+        return Err(Finding::skipped("clients", "client.token.hmac_secret_key is not set", advice));
+    }
+    let given = |text: &String| Some(text.clone()).filter(|text| !text.is_empty());
+    let spec = ConnectionTokenSpec {
+        user: "plenum-doctor".into(),
+        audience: given(&keys.audience),
+        issuer: given(&keys.issuer),
+        ..ConnectionTokenSpec::default()
+    };
+    let failed = |error: plenum_tokens::SignError| {
+        Finding::failed("clients", error.to_string(), "correct client.token.hmac_secret_key")
+    };
+    sign_connection(&keys.hmac_secret_key, &spec).map_err(failed)
+}
+
+type Way = Result<(Target, Handshake, Finding), Finding>;
+
+/// One URL: the handshake, the connect, and staying for `--idle`.
+async fn way(arguments: &Doctor, url: &str, token: &str, limit: Duration) -> (String, Way) {
+    let subject = url.split('?').next().unwrap_or(url).to_owned();
+    let failed = |reason: String| {
+        let advice = advice(&reason);
+        Err(Finding::failed(&*subject, reason, advice))
+    };
+    let outcome = async {
+        let target = match Target::new(url, arguments.origin.as_deref(), arguments.ca.as_deref()) {
+            Ok(target) => target,
+            Err(error) => return failed(error.to_string()),
+        };
+        let (mut probe, handshake) = match target.probe(limit).await {
+            Ok(opened) => opened,
+            Err(reason) => return failed(reason),
+        };
+        let session = match probe.connect(token).await {
+            Ok(session) => session,
+            Err(reason) => return failed(reason),
+        };
+        let by = match handshake.servers.is_empty() {
+            true => String::new(),
+            false => format!(" by {}", handshake.servers.join(", ")),
+        };
+        let mut found = format!(
+            "upgraded{by} in {} ms, connected to version {}, a ping every {} s",
+            handshake.took.as_millis(),
+            session.version,
+            session.ping
+        );
+        if !arguments.idle.is_zero() {
+            match probe.idle(arguments.idle).await {
+                Ok(pings) => found += &format!("; {:?} with {pings} pings and nothing else", arguments.idle),
+                Err(reason) => {
+                    let advice = "a proxy on the way has a time-out shorter than client.ping_interval: raise it";
+                    return Err(Finding::failed(&*subject, format!("closed while idle: {reason}"), advice));
+                }
+            }
+        }
+        probe.close().await;
+        Ok((target, handshake, Finding::good(&*subject, found)))
+    };
+    let outcome = outcome.await;
+    (subject.clone(), outcome)
+}
+
+/// What to do about a connection that failed like this.
+fn advice(reason: &str) -> &'static str {
+    let says = |text: &str| reason.contains(text);
+    if says("HTTP error: 403") {
+        "the Origin is refused: add it to client.allowed_origins, or name another with --origin"
+    } else if says("HTTP error: 404") {
+        "something answers, but not on this path: compare websocket.handler_prefix and the proxy's routes"
+    } else if says("HTTP error: 400") || says("HTTP error: 426") || says("HTTP error: 200") {
+        "a proxy on the way does not pass the upgrade on: it needs HTTP/1.1 and the headers Upgrade and Connection"
+    } else if says("HTTP error: 429") {
+        "a limit per address was met: wait, or raise it in the proxy"
+    } else if says("HTTP error: 50") {
+        "the proxy reaches no replica that is ready: look at their /readyz and at the proxy's log"
+    } else if says("ertificate") || says("TLS") || says("tls") {
+        "the certificate does not fit the name or the authorities: see the line of it, and --ca"
+    } else if says("error 101") || says("token") || says("3500") || says("permission denied") {
+        "the token is refused: is this the server's configuration?"
+    } else {
+        "is the address right, and does the proxy or the replica run?"
+    }
+}
+
+/// Publishes to clients on every way, through the API where one is named, and as one of them.
+async fn message(arguments: &Doctor, config: &Config, ways: &[Target], token: &str, limit: Duration) -> Vec<Finding> {
+    let channel = format!("{}{:08x}", arguments.channel, rand::random::<u32>());
+    let api = arguments.api.as_deref().and_then(|url| HttpTarget::new(url, arguments.ca.as_deref()).ok());
+    let before = clients(api.as_ref(), config, limit).await;
+    let count = arguments.connections.max(ways.len());
+    let open = join_all((0..count).map(|n| member(&ways[n % ways.len()], token, &channel, limit))).await;
+    let mut members = Vec::new();
+    for outcome in open {
+        match outcome {
+            Ok(member) => members.push(member),
+            Err(reason) => {
+                let advice = "clients must be allowed to subscribe to the channel: name another with --channel";
+                return vec![Finding::failed(format!("subscribing to {channel}"), reason, advice)];
+            }
+        }
+    }
+    let spread = before.zip(clients(api.as_ref(), config, limit).await);
+    let mut findings = Vec::new();
+    if let Some(api) = &api {
+        let started = Instant::now();
+        let data = format!("\"{:016x}\"", rand::random::<u64>());
+        let sent = server::publish(api, &channel, &data, config, limit).await;
+        findings.push(arrived("message from the server API", sent, &mut members, &channel, &data, started).await);
+    }
+    for (subject, size) in [("message from a client", 16), ("large message from a client", LARGE)] {
+        let started = Instant::now();
+        let data = format!("\"{:016x}{}\"", rand::random::<u64>(), "x".repeat(size - 16));
+        let sent = members[0].publish(&channel, &data).await;
+        if let Err(reason) = &sent
+            && reason.contains("error 103")
+        {
+            let advice = "name a channel that they may publish to with --channel, or use --api alone";
+            findings.push(Finding::skipped(subject, format!("clients may not publish to {channel}"), advice));
+            continue;
+        }
+        findings.push(arrived(subject, sent, &mut members, &channel, &data, started).await);
+    }
+    findings.extend(spread.map(|(before, after)| replicas(&before, &after, members.len())));
+    join_all(members.into_iter().map(Probe::close)).await;
+    findings
+}
+
+async fn member(way: &Target, token: &str, channel: &str, limit: Duration) -> Result<Probe, String> {
+    let (mut probe, _) = way.probe(limit).await?;
+    probe.connect(token).await?;
+    probe.subscribe(channel).await?;
+    Ok(probe)
+}
+
+async fn arrived(
+    subject: &str,
+    sent: Result<(), String>,
+    members: &mut [Probe],
+    channel: &str,
+    data: &str,
+    started: Instant,
+) -> Finding {
+    if let Err(reason) = sent {
+        let advice = "publishing needs NATS with a leader for each stream: see the lines of nats";
+        return Finding::failed(subject, format!("it was not acknowledged: {reason}"), advice);
+    }
+    let all = members.len();
+    let outcomes = join_all(members.iter_mut().map(|member| member.expect(channel, data))).await;
+    let took = started.elapsed().as_secs_f64() * 1e3;
+    let missing: Vec<String> = outcomes.into_iter().filter_map(Result::err).collect();
+    match missing.first() {
+        None => Finding::good(subject, format!("reached {all} of {all} connections within {took:.0} ms")),
+        Some(reason) => {
+            let found = format!("reached {} of {all} connections; {reason}", all - missing.len());
+            let advice = "do all replicas share nats.servers and nats.prefix, and does a proxy buffer or cut messages?";
+            Finding::failed(subject, found, advice)
+        }
+    }
+}
+
+/// Clients of each process.
+async fn clients(api: Option<&HttpTarget>, config: &Config, limit: Duration) -> Option<BTreeMap<String, u64>> {
+    let nodes = server::nodes(api?, config, limit).await.ok()?;
+    Some(nodes.into_iter().map(|node| (node.uid, node.num_clients)).collect())
+}
+
+/// How many replicas the connections came to, by the clients that each counts.
+fn replicas(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, connections: usize) -> Finding {
+    const SUBJECT: &str = "spread over replicas";
+    let more = |(uid, count): &(&String, &u64)| before.get(*uid).copied().unwrap_or(0) < **count;
+    let reached = after.iter().filter(more).count();
+    let carriers = after.values().filter(|count| **count > 0).count().max(reached);
+    let found = format!("{connections} connections came to {reached} replicas");
+    match reached {
+        1 if carriers > 1 && connections > 1 => {
+            let advice = "does the proxy know all replicas (least_conn, resolve)? Name several ways with --url";
+            Finding::warning(SUBJECT, found, advice)
+        }
+        _ => Finding::good(SUBJECT, found),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use plenum_telemetry::State;
+
+    use super::*;
+
+    #[test]
+    fn one_replica_of_several_is_worth_a_line() {
+        let counts = |counts: [u64; 3]| ["a", "b", "c"].map(String::from).into_iter().zip(counts).collect();
+        for (after, state) in [([3, 3, 1], State::Good), ([1, 1, 7], State::Warning)] {
+            assert_eq!(replicas(&counts([1, 1, 1]), &counts(after), 6).state, state, "{after:?}");
+        }
+        assert_eq!(replicas(&counts([0, 0, 0]), &counts([6, 0, 0]), 6).state, State::Good, "a single process");
+    }
+}

@@ -1,0 +1,90 @@
+//! Whether every host name that the configuration and the command line hold has an address.
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::time::Duration;
+
+use futures_util::future::join_all;
+use plenum_telemetry::Finding;
+use tokio::net::lookup_host;
+use tokio::time::{Instant, timeout};
+
+use crate::cli::Doctor;
+use crate::config::Config;
+
+/// Longer than a resolver that is near needs.
+const SLOW: Duration = Duration::from_secs(1);
+
+/// Looks every name up, all at once.
+pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Vec<Finding> {
+    let mut names: BTreeMap<String, &'static str> = BTreeMap::new();
+    let mut add = |text: &str, setting| {
+        if let Some(host) = host(text) {
+            names.entry(host).or_insert(setting);
+        }
+    };
+    config.nats.servers.iter().for_each(|server| add(server, "nats.servers"));
+    config.redis.servers.iter().for_each(|server| add(server, "redis.servers"));
+    add(&config.access.token.jwks_public_endpoint, "client.token.jwks_public_endpoint");
+    if config.subscription_token.enabled {
+        let endpoint = &config.subscription_token.token.jwks_public_endpoint;
+        add(endpoint, "client.subscription_token.jwks_public_endpoint");
+    }
+    arguments.url.iter().for_each(|url| add(url, "--url"));
+    arguments.api.iter().for_each(|url| add(url, "--api"));
+    arguments.nats_monitoring.iter().for_each(|url| add(url, "--nats-monitoring"));
+    if names.is_empty() {
+        return vec![Finding::good("names", "only addresses are configured")];
+    }
+    join_all(names.into_iter().map(|(name, setting)| look_up(name, setting, limit))).await
+}
+
+async fn look_up(name: String, setting: &str, limit: Duration) -> Finding {
+    const ADVICE: &str = "correct the name, or the resolver of this machine or pod (/etc/resolv.conf)";
+    let subject = format!("{name} ({setting})");
+    let started = Instant::now();
+    let addresses: Vec<IpAddr> = match timeout(limit, lookup_host((name.as_str(), 0))).await {
+        Ok(Ok(found)) => found.map(|address| address.ip()).collect(),
+        Ok(Err(error)) => return Finding::failed(subject, error.to_string(), ADVICE),
+        Err(_) => return Finding::failed(subject, format!("no answer within {limit:?}"), ADVICE),
+    };
+    let took = started.elapsed();
+    let shown: Vec<String> = addresses.iter().take(4).map(IpAddr::to_string).collect();
+    let more = if addresses.len() > 4 { ", …" } else { "" };
+    let found = format!("{}{more} in {} ms", shown.join(", "), took.as_millis());
+    match took > SLOW {
+        true => Finding::warning(subject, found, "the resolver is slow: each connection that is made waits for it"),
+        false => Finding::good(subject, found),
+    }
+}
+
+/// The host of a URL or of `host:port`, unless it is an address or holds a placeholder.
+fn host(text: &str) -> Option<String> {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let authority = rest.split(['/', '?']).next()?;
+    if authority.starts_with('[') || authority.contains('{') {
+        return None;
+    }
+    let host = authority.rsplit_once(':').map_or(authority, |(host, _)| host);
+    (!host.is_empty() && host.parse::<IpAddr>().is_err()).then(|| host.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_of_urls_and_addresses() {
+        for (text, wanted) in [
+            ("nats://nats-0.nats:4222", Some("nats-0.nats")),
+            ("redis-1:6379", Some("redis-1")),
+            ("wss://chat.example/connection/websocket?x=1", Some("chat.example")),
+            ("nats://127.0.0.1:4222", None),
+            ("[::1]:6379", None),
+            ("https://{{tenant}}.example/jwks", None),
+            ("", None),
+        ] {
+            assert_eq!(host(text).as_deref(), wanted, "{text}");
+        }
+    }
+}
