@@ -1,36 +1,22 @@
 #!/usr/bin/env python3
 """The chart without a cluster: what it renders to is valid, secure, connected as drawn, and taken by nginx, NATS and Plenum."""
 
-import base64
 import json
-import os
 import pathlib
-import re
-import subprocess
 import sys
 import tempfile
-import unittest
 
 import yaml
 
-ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-sys.path[:0] = [str(ROOT / "e2e"), str(ROOT / "e2e/chart")]
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parent))
+from base import ROOT, Rendered, done  # noqa: E402
 import cases  # noqa: E402
 import policy  # noqa: E402
 import rendering  # noqa: E402
+from readers import Readers  # noqa: E402, F401
 from rendering import CHART, HELMS, NAMESPACE, TOOLS, RenderFailed, pod_templates, resources, scenarios  # noqa: E402
 
-BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
-NGINX = ROOT / ".tools/nginx/bin/nginx"
-NATS = ROOT / ".tools/nats/nats-server"
-PROMTOOL = ROOT / ".tools/prometheus/bin/promtool"
-NOTES = ("default", "ingress", "gateway", "loadbalancer", "no-nginx")
 LARGEST_RELEASE = 700_000  # bytes; Helm keeps a release in a Secret of at most 1 MiB
-
-
-def done(*arguments, environment=None):
-    ended = subprocess.run(list(map(str, arguments)), capture_output=True, text=True, check=False, env=environment)
-    return ended.returncode, ended.stdout + ended.stderr
 
 
 def without_chance(found):
@@ -38,19 +24,7 @@ def without_chance(found):
     return {key: {**each, "data": sorted(each["data"])} if key[0] == "Secret" else each for key, each in found.items()}
 
 
-class Chart(unittest.TestCase):
-    def each(self, nginx=None):
-        """Every scenario with its resources; `nginx`: those that have it."""
-        for name, values in scenarios().items():
-            found = resources("helm3", values)
-            if nginx is None or (("ConfigMap", "plenum-nginx") in found) == nginx:
-                yield name, values, found
-
-    def succeeds(self, *arguments, environment=None):
-        status, output = done(*arguments, environment=environment)
-        self.assertEqual(status, 0, output)
-        return output
-
+class Chart(Rendered):
     def test_helm_3_and_helm_4_render_the_same(self):
         self.assertGreaterEqual(len(scenarios()), 10)
         for name, values, found in self.each():
@@ -81,7 +55,8 @@ class Chart(unittest.TestCase):
 
     def test_the_validation_finds_a_wrong_field(self):
         text = rendering.text("helm3", scenarios()["no-redis"])
-        self.assertIn("minReadySecond", self.conform("1.34.0", {"spoiled": text.replace("minReadySeconds:", "minReadySecond:")}))
+        spoiled = {"spoiled": text.replace("minReadySeconds:", "minReadySecond:")}
+        self.assertIn("minReadySecond", self.conform("1.34.0", spoiled))
 
     def test_an_older_kubernetes_than_the_chart_needs_is_refused(self):
         with self.assertRaisesRegex(RenderFailed, "1.29"):
@@ -105,7 +80,8 @@ class Chart(unittest.TestCase):
 
     def test_values_that_contradict_each_other_are_refused(self):
         for settings, said in (
-            (("nats.enabled=false",), "externalNats.servers"), (("nginx.enabled=false", "ingress.enabled=true"), "nginx.enabled"),
+            (("nats.enabled=false",), "externalNats.servers"),
+            (("nginx.enabled=false", "ingress.enabled=true"), "nginx.enabled"),
             (("nginx.enabled=false", "httpRoute.enabled=true"), "nginx.enabled"),
         ):
             with self.subTest(settings=settings):
@@ -193,7 +169,8 @@ class Chart(unittest.TestCase):
     def test_names_that_resources_use_of_one_another_exist(self):
         for name, values, found in self.each():
             with self.subTest(scenario=name):
-                own = {value for key, value in self.leaves(rendering.written(values)) if key.endswith(("existingSecret", "tlsSecret"))}
+                own = {value for key, value in self.leaves(rendering.written(values))
+                       if key.endswith(("existingSecret", "tlsSecret"))}
                 for owner, spec, _ in pod_templates(found):
                     for kind, used in self.used(spec):
                         if kind == "Secret" and used in own:
@@ -311,101 +288,6 @@ class Chart(unittest.TestCase):
         if name == "no-nginx":
             arrows |= {(one, "websocket", 8000) for one in anybody}
         return {arrow for arrow in arrows if arrow[0] in pods and arrow[1] in pods}
-
-    # --- What those who read it say
-
-    def test_nginx_takes_its_configuration(self):
-        for name, values, found in self.each(nginx=True):
-            with self.subTest(scenario=name):
-                data = found["ConfigMap", "plenum-nginx"]["data"]
-                with tempfile.TemporaryDirectory() as path:
-                    folder = pathlib.Path(path)
-                    for file, text in data.items():
-                        (folder / file).write_text(text)
-                    start = data["start"].replace("/etc/plenum-nginx", path).replace("/tmp/nginx.conf", f"{path}/nginx.conf")
-                    (folder / "start").write_text(re.sub(r"^(exec nginx.*|renew &)$", "", start, flags=re.M))
-                    self.succeeds("sh", folder / "start", environment={**os.environ, "RESOLVER": "127.0.0.1"})
-                    conf = (folder / "nginx.conf").read_text()
-                    if "/etc/nginx-tls" in conf:
-                        self.succeeds("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=x",
-                                      "-keyout", folder / "tls.key", "-out", folder / "tls.crt")
-                        conf = conf.replace("/etc/nginx-tls", path)
-                    (folder / "nginx.conf").write_text(conf)
-                    self.succeeds(NGINX, "-t", "-q", "-c", folder / "nginx.conf")
-                    self.assertIn("least_conn", conf)
-                    self.assertEqual("ssl_certificate " in conf, bool(rendering.written(values)["nginx"]["tls"]["existingSecret"]))
-                    self.assertEqual("location /api/" in conf, rendering.written(values)["api"]["public"], name)
-
-    def test_plenum_takes_its_configuration(self):
-        for name, _, found in self.each():
-            with self.subTest(scenario=name):
-                spec = found["Deployment", "plenum-websocket"]["spec"]["template"]["spec"]
-                secret = "a-secret-of-the-tests-of-the-chart-only"
-                environment = {name: value for name, value in os.environ.items() if not name.startswith("PLENUM_")}
-                environment |= {each["name"]: each.get("value", secret) for each in spec["containers"][0]["env"]}
-                with tempfile.TemporaryDirectory() as folder:
-                    file = pathlib.Path(folder) / "plenum.json"
-                    file.write_text(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])
-                    environment["PLENUM_CONFIG"] = str(file)
-                    self.succeeds(BINARY, "config", "check", environment=environment)
-
-    def test_nats_takes_its_configuration(self):
-        for name, _, found in self.each():
-            with self.subTest(scenario=name):
-                if ("ConfigMap", "plenum-nats") not in found:
-                    continue
-                with tempfile.TemporaryDirectory() as folder:
-                    file = pathlib.Path(folder) / "nats.conf"
-                    text = found["ConfigMap", "plenum-nats"]["data"]["nats.conf"]
-                    file.write_text(text.replace("/data", folder))
-                    environment = {**os.environ, "POD_NAME": "plenum-nats-0", "PLENUM_NATS_PASSWORD": "a-password"}
-                    self.succeeds(NATS, "-t", "-c", file, environment=environment)
-
-    def test_the_shell_takes_the_scripts_of_redis(self):
-        data = resources("helm3")["ConfigMap", "plenum-redis"]["data"]
-        for script in ("start", "bootstrap"):
-            ended = subprocess.run(["sh", "-n"], input=data[script], capture_output=True, text=True, check=False)
-            self.assertEqual(ended.returncode, 0, ended.stderr)
-
-    def test_prometheus_takes_the_rules_and_grafana_gets_every_dashboard(self):
-        found = resources("helm3", scenarios()["ha"])
-        with tempfile.TemporaryDirectory() as folder:
-            file = pathlib.Path(folder) / "rules.yaml"
-            file.write_text(yaml.safe_dump(found["PrometheusRule", "plenum"]["spec"]))
-            self.succeeds(PROMTOOL, "check", "rules", file)
-        boards = found["ConfigMap", "plenum-dashboards"]["data"]
-        self.assertEqual(sorted(boards), sorted(path.name for path in (ROOT / "grafana/dashboards").glob("*.json")))
-        for text in boards.values():
-            self.assertTrue(json.loads(text)["panels"])
-
-    def test_secrets_are_long_and_differ_from_install_to_install(self):
-        made = [resources("helm3", None, "--set", f"tests.seconds={number}") for number in (1, 2)]
-        kept = [(key, name) for key, each in made[0].items() if key[0] == "Secret" for name in each["data"] if name != "user"]
-        self.assertGreaterEqual(len(kept), 6)
-        for key, name in kept:
-            one, other = (base64.b64decode(each[key]["data"][name]) for each in made)
-            self.assertNotEqual(one, other, f"{key} {name}")
-            self.assertGreaterEqual(len(one), 40, f"{key} {name}")
-
-    def notes(self, values):
-        said = rendering.helm("helm4", "install", rendering.RELEASE, CHART, "--namespace", NAMESPACE, "--values", values,
-                              "--dry-run=client", "--kubeconfig", os.devnull)
-        return said.split("NOTES:\n", 1)[1]
-
-    def test_the_notes_tell_the_address_and_three_commands_that_name_what_is_there(self):
-        for name in NOTES:
-            with self.subTest(scenario=name):
-                values = scenarios()[name]
-                notes = self.notes(values)
-                self.assertIn("/connection/websocket", notes)
-                for number in (1, 2, 3):
-                    self.assertRegex(notes, rf"(?m)^  {number}\. ")
-                self.assertEqual(len(re.findall(r"^\s+(?:kubectl|helm) ", notes.split("Next:")[1], re.M)), 3)
-                found = resources("helm3", values)
-                named = re.findall(r"(?:get |/?)(service|secret)[/ ](plenum[a-z-]*) ", notes)
-                self.assertGreaterEqual(len(named), 2)
-                for kind, title in named:
-                    self.assertIn((kind.capitalize(), title), found)
 
 
 if __name__ == "__main__":

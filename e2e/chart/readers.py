@@ -1,0 +1,155 @@
+"""Those who read what the chart renders take it: nginx, Plenum, NATS, the shell, Prometheus, Grafana, and whoever installs it."""
+
+import base64
+import json
+import os
+import pathlib
+import re
+import signal
+import ssl
+import subprocess
+import tempfile
+
+import yaml
+
+from base import BINARY, NATS, NGINX, PROMTOOL, ROOT, Rendered
+import rendering
+from cluster import free_port
+from peers import until
+from rendering import CHART, NAMESPACE, resources, scenarios
+
+NOTES = ("default", "ingress", "gateway", "loadbalancer", "no-nginx")
+
+
+def served(port):
+    """The certificate that is shown at a port, or None where nothing listens."""
+    try:
+        return ssl.get_server_certificate(("127.0.0.1", port), timeout=5)
+    except OSError:
+        return None
+
+
+class Readers(Rendered):
+    def test_nginx_takes_its_configuration(self):
+        for name, values, found in self.each(nginx=True):
+            with self.subTest(scenario=name):
+                data = found["ConfigMap", "plenum-nginx"]["data"]
+                with tempfile.TemporaryDirectory() as path:
+                    folder = pathlib.Path(path)
+                    for file, text in data.items():
+                        (folder / file).write_text(text)
+                    start = data["start"].replace("/etc/plenum-nginx", path).replace("/tmp/nginx.conf", f"{path}/nginx.conf")
+                    (folder / "start").write_text(re.sub(r"^(exec nginx.*|renew &)$", "", start, flags=re.M))
+                    self.succeeds("sh", folder / "start", environment={**os.environ, "RESOLVER": "127.0.0.1"})
+                    conf = (folder / "nginx.conf").read_text()
+                    if "/etc/nginx-tls" in conf:
+                        self.certificate(folder)
+                        conf = conf.replace("/etc/nginx-tls", path)
+                    (folder / "nginx.conf").write_text(conf)
+                    self.succeeds(NGINX, "-t", "-q", "-c", folder / "nginx.conf")
+                    self.assertIn("least_conn", conf)
+                    written = rendering.written(values)
+                    self.assertEqual("ssl_certificate " in conf, bool(written["nginx"]["tls"]["existingSecret"]))
+                    self.assertEqual("location /api/" in conf, written["api"]["public"], name)
+
+    def certificate(self, folder):
+        self.succeeds("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
+                      "-keyout", folder / "tls.key", "-out", folder / "tls.crt")
+
+    def test_nginx_takes_a_renewed_certificate(self):
+        data = resources("helm3", None, "--set", "nginx.tls.existingSecret=tls")["ConfigMap", "plenum-nginx"]["data"]
+        port = free_port()
+        with tempfile.TemporaryDirectory() as path:
+            folder = pathlib.Path(path)
+            self.certificate(folder)
+            for old, new in (
+                ("/etc/plenum-nginx", path), ("/etc/nginx-tls", path), ("/tmp/nginx.conf", f"{path}/nginx.conf"),
+                ("sleep 60", "sleep 1"),
+                ("'HTTPS=8443'", f"'HTTPS=127.0.0.1:{port}' 'RUN={path}' 'USER={'root' if os.geteuid() == 0 else ''}'"),
+                ("'HTTP=8080'", f"'HTTP=127.0.0.1:{free_port()}'"), ("'STATUS=8081'", f"'STATUS=127.0.0.1:{free_port()}'"),
+            ):
+                self.assertIn(old, data["start"])
+                data["start"] = data["start"].replace(old, new)
+            for file, text in data.items():
+                (folder / file).write_text(text)
+            environment = {**os.environ, "RESOLVER": "127.0.0.1", "PATH": f"{NGINX.parent}:{os.environ['PATH']}"}
+            nginx = subprocess.Popen(["sh", str(folder / "start")], env=environment, stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL, start_new_session=True)
+            try:
+                until("the certificate is served", lambda: served(port) == (folder / "tls.crt").read_text(), 30)
+                self.certificate(folder)
+                until("the new certificate is served", lambda: served(port) == (folder / "tls.crt").read_text(), 30)
+            finally:
+                os.killpg(nginx.pid, signal.SIGTERM)
+                nginx.wait(30)
+
+    def test_plenum_takes_its_configuration(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                spec = found["Deployment", "plenum-websocket"]["spec"]["template"]["spec"]
+                secret = "a-secret-of-the-tests-of-the-chart-only"
+                environment = {name: value for name, value in os.environ.items() if not name.startswith("PLENUM_")}
+                environment |= {each["name"]: each.get("value", secret) for each in spec["containers"][0]["env"]}
+                with tempfile.TemporaryDirectory() as folder:
+                    file = pathlib.Path(folder) / "plenum.json"
+                    file.write_text(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])
+                    environment["PLENUM_CONFIG"] = str(file)
+                    self.succeeds(BINARY, "config", "check", environment=environment)
+
+    def test_nats_takes_its_configuration(self):
+        for name, _, found in self.each():
+            with self.subTest(scenario=name):
+                if ("ConfigMap", "plenum-nats") not in found:
+                    continue
+                with tempfile.TemporaryDirectory() as folder:
+                    file = pathlib.Path(folder) / "nats.conf"
+                    text = found["ConfigMap", "plenum-nats"]["data"]["nats.conf"]
+                    file.write_text(text.replace("/data", folder))
+                    environment = {**os.environ, "POD_NAME": "plenum-nats-0", "PLENUM_NATS_PASSWORD": "a-password"}
+                    self.succeeds(NATS, "-t", "-c", file, environment=environment)
+
+    def test_the_shell_takes_the_scripts_of_redis(self):
+        data = resources("helm3")["ConfigMap", "plenum-redis"]["data"]
+        for script in ("start", "bootstrap"):
+            ended = subprocess.run(["sh", "-n"], input=data[script], capture_output=True, text=True, check=False)
+            self.assertEqual(ended.returncode, 0, ended.stderr)
+
+    def test_prometheus_takes_the_rules_and_grafana_gets_every_dashboard(self):
+        found = resources("helm3", scenarios()["ha"])
+        with tempfile.TemporaryDirectory() as folder:
+            file = pathlib.Path(folder) / "rules.yaml"
+            file.write_text(yaml.safe_dump(found["PrometheusRule", "plenum"]["spec"]))
+            self.succeeds(PROMTOOL, "check", "rules", file)
+        boards = found["ConfigMap", "plenum-dashboards"]["data"]
+        self.assertEqual(sorted(boards), sorted(path.name for path in (ROOT / "grafana/dashboards").glob("*.json")))
+        for text in boards.values():
+            self.assertTrue(json.loads(text)["panels"])
+
+    def test_secrets_are_long_and_differ_from_install_to_install(self):
+        made = [resources("helm3", None, "--set", f"tests.seconds={number}") for number in (1, 2)]
+        kept = [(key, name) for key, each in made[0].items() if key[0] == "Secret" for name in each["data"] if name != "user"]
+        self.assertGreaterEqual(len(kept), 6)
+        for key, name in kept:
+            one, other = (base64.b64decode(each[key]["data"][name]) for each in made)
+            self.assertNotEqual(one, other, f"{key} {name}")
+            self.assertGreaterEqual(len(one), 40, f"{key} {name}")
+
+    def notes(self, values):
+        said = rendering.helm("helm4", "install", rendering.RELEASE, CHART, "--namespace", NAMESPACE, "--values", values,
+                              "--dry-run=client", "--kubeconfig", os.devnull)
+        return said.split("NOTES:\n", 1)[1]
+
+    def test_the_notes_tell_the_address_and_three_commands_that_name_what_is_there(self):
+        for name in NOTES:
+            with self.subTest(scenario=name):
+                values = scenarios()[name]
+                notes = self.notes(values)
+                self.assertIn("/connection/websocket", notes)
+                for number in (1, 2, 3):
+                    self.assertRegex(notes, rf"(?m)^  {number}\. ")
+                self.assertEqual(len(re.findall(r"^\s+(?:kubectl|helm) ", notes.split("Next:")[1], re.M)), 3)
+                found = resources("helm3", values)
+                named = re.findall(r"(?:get |/?)(service|secret)[/ ](plenum[a-z-]*) ", notes)
+                self.assertGreaterEqual(len(named), 2)
+                for kind, title in named:
+                    self.assertIn((kind.capitalize(), title), found)
