@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import socket
+import subprocess
 import sys
 import tempfile
 import threading
@@ -281,6 +282,39 @@ class Whole(unittest.TestCase):
         answer = json.loads(ask(self.stack.ports["prometheus"][0], f"/api/v1/query?{query}").body)
         self.assertEqual(answer["status"], "success", f"{expression}: {answer}")
         return any(not math.isnan(float(each["value"][1])) for each in answer["data"]["result"])
+
+    def doctor(self, *more):
+        """Exit status and findings of `plenum doctor` with every part of the stack named."""
+        stack = self.stack
+        command = [BINARY, "doctor", "--json", "--timeout", "15s", "--config", stack.replicas[0].config,
+                   "--url", stack.websocket_url, "--origin", stack.url, "--channel", "demo:doctor-",
+                   "--api", f"http://127.0.0.1:{stack.api.internal_port}/api"]
+        for replica in stack.replicas:
+            command += ["--url", f"ws://127.0.0.1:{replica.port}/connection/websocket"]
+        for server in stack.nats.servers:
+            command += ["--nats-monitoring", f"http://127.0.0.1:{server.monitor_port}"]
+        done = subprocess.run([*command, *more], capture_output=True, text=True, timeout=80)
+        for secret in vars(stack.secrets).values():
+            self.assertNotIn(secret, done.stdout + done.stderr)
+        return done.returncode, json.loads(done.stdout)["findings"]
+
+    def test_the_doctor_finds_the_stack_well_and_names_a_server_that_is_gone(self):
+        status, findings = self.doctor()
+        bad = [each for each in findings if each["state"] == "failed"]
+        self.assertEqual((status, bad), (0, []))
+        checked = {each["check"] for each in findings if each["state"] == "ok"}
+        self.assertEqual({"config", "names", "nats", "redis", "websocket", "message", "clocks"} - checked, set())
+        spread = next(each["found"] for each in findings if each["subject"] == "spread over replicas")
+        self.assertEqual(spread, "6 connections came to 3 replicas")
+        gone = self.stack.nats.servers[2]
+        gone.stop()
+        try:
+            status, findings = self.doctor("--only", "nats")
+        finally:
+            gone.start()
+            until("NATS is whole again", gone.ready, 30)
+        bad = [each["subject"] for each in findings if each["state"] == "failed"]
+        self.assertEqual((status, bad[0]), (1, f"server {gone.url}"), findings)
 
     def test_an_unknown_process_is_not_restarted(self):
         with self.assertRaises(ValueError):

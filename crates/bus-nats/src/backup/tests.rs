@@ -7,9 +7,9 @@ use plenum_protocol::Publication;
 use super::{BackupError, backup, restore};
 use crate::ledger::{LedgerConfig, NatsLedger};
 use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks};
-use crate::pool::{Pool, PoolConfig};
+use crate::pool::{Credentials, Pool, PoolConfig};
 use crate::replicas::NatsReplicas;
-use crate::testing::{NatsCluster, NatsServer};
+use crate::testing::{NatsCluster, NatsServer, ServerOptions};
 
 const KEEP: Retention = Retention { size: 1_000, ttl: Duration::from_secs(3600), meta_ttl: Duration::from_secs(3600) };
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -45,7 +45,11 @@ struct Replica {
 }
 
 async fn replica(url: &str, replicas: u32) -> Replica {
-    let pool = Pool::connect(pool_config(url)).await.unwrap();
+    replica_with(pool_config(url), replicas).await
+}
+
+async fn replica_with(config: PoolConfig, replicas: u32) -> Replica {
+    let pool = Pool::connect(config).await.unwrap();
     pool.wait_ready(PATIENCE).await.unwrap();
     let links = PoolLinks::new(pool);
     let log = NatsLog::start(links.clone(), log_config(replicas)).await.unwrap();
@@ -166,4 +170,34 @@ async fn what_cannot_be_restored_is_refused_before_anything_is_made() {
     let damaged = restore(&target, "shop", 1, &folder.0).await;
     assert!(matches!(damaged, Err(BackupError::Damaged { .. })), "{damaged:?}");
     assert!(new.monitor("/jsz").await.unwrap().contains("\"streams\": 0"));
+}
+
+/// The user of docs/backup.md, beside that of the replicas, may do all that is needed and is told of nothing it lacks.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_documented_rights_suffice() {
+    let manual = include_str!("../../../../docs/backup.md");
+    let user = manual.split("```nats\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let account = include_str!("../../../../deploy/nats/plenum.conf").replace("users: [", &format!("users: [\n{user}"));
+    let settings = account.replace("$PLENUM_NATS_PASSWORD", "one").replace("$PLENUM_NATS_BACKUP_PASSWORD", "two");
+    let options = ServerOptions { settings: settings.replace("plenum", "shop"), ..ServerOptions::default() };
+    let (old, new) =
+        (NatsServer::start_with(options.clone()).await.unwrap(), NatsServer::start_with(options).await.unwrap());
+    let config = |url: String, user: &str, password: &str| PoolConfig {
+        credentials: Credentials::UserPassword { user: user.into(), password: password.into() },
+        inbox_prefix: "_INBOX_shop".into(),
+        probe_subject: "shop.probe".into(),
+        ..PoolConfig::new([url])
+    };
+    let before = replica_with(config(old.url(), "shop", "one"), 1).await;
+    before.publish("channel", "1").await;
+    let folder = Folder::new();
+    // What is denied is not answered: that would take as long as a server may be silent.
+    let refused = folder.0.join("refused");
+    let refused = backup(&config(old.url(), "shop", "one"), "shop", &refused);
+    assert!(!matches!(tokio::time::timeout(Duration::from_secs(3), refused).await, Ok(Ok(_))));
+    let there = folder.0.join("taken");
+    backup(&config(old.url(), "backup", "two"), "shop", &there).await.unwrap();
+    restore(&config(new.url(), "backup", "two"), "shop", 1, &there).await.unwrap();
+    let after = replica_with(config(new.url(), "shop", "one"), 1).await;
+    assert_eq!(after.read("channel", Since::End).await.0, ["1"]);
 }

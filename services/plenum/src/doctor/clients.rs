@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use plenum_load::{Handshake, HttpTarget, Probe, Target};
+use plenum_load::{HttpTarget, Probe, Target};
 use plenum_telemetry::Finding;
 use plenum_tokens::{ConnectionTokenSpec, sign_connection};
 use tokio::time::Instant;
@@ -42,13 +42,15 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
             return checked;
         }
     };
+    let api = arguments.api.as_deref().and_then(|url| HttpTarget::new(url, arguments.ca.as_deref()).ok());
+    // Before the first connection of this check, so that none of them counts as somebody else's.
+    let before = clients(api.as_ref(), config, limit).await;
     let mut ways = Vec::new();
     for (url, outcome) in join_all(arguments.url.iter().map(|url| way(arguments, url, &token, limit))).await {
         match outcome {
-            Ok((target, handshake, finding)) => {
-                let own = handshake.certificates.into_iter().next();
-                checked.certificates.extend(own.map(|der| (url.clone(), der)));
-                checked.clocks.extend(clocks::by_date(format!("clock behind {url}"), &handshake.date));
+            Ok(Way { target, certificate, clock, finding }) => {
+                checked.certificates.extend(certificate.map(|der| (url.clone(), der)));
+                checked.clocks.extend(clock);
                 checked.websocket.push(finding);
                 ways.push(target);
             }
@@ -58,7 +60,8 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
     if ways.is_empty() {
         checked.message.push(Finding::failed("message", "no --url leads to a replica", "see the lines above"));
     } else {
-        checked.message = message(arguments, config, &ways, &token, limit).await;
+        let group = Group { arguments, config, ways: &ways, token: &token, api, limit };
+        checked.message = group.message(before).await;
     }
     checked
 }
@@ -86,10 +89,17 @@ fn token(arguments: &Doctor, config: &Config) -> Result<String, Finding> {
     sign_connection(&keys.hmac_secret_key, &spec).map_err(failed)
 }
 
-type Way = Result<(Target, Handshake, Finding), Finding>;
+/// A URL that leads to a replica.
+struct Way {
+    target: Target,
+    /// Of whoever ends TLS, in DER.
+    certificate: Option<Vec<u8>>,
+    clock: Option<Finding>,
+    finding: Finding,
+}
 
 /// One URL: the handshake, the connect, and staying for `--idle`.
-async fn way(arguments: &Doctor, url: &str, token: &str, limit: Duration) -> (String, Way) {
+async fn way(arguments: &Doctor, url: &str, token: &str, limit: Duration) -> (String, Result<Way, Finding>) {
     let subject = url.split('?').next().unwrap_or(url).to_owned();
     let failed = |reason: String| {
         let advice = advice(&reason);
@@ -104,6 +114,7 @@ async fn way(arguments: &Doctor, url: &str, token: &str, limit: Duration) -> (St
             Ok(opened) => opened,
             Err(reason) => return failed(reason),
         };
+        let clock = clocks::by_date(format!("clock behind {subject}"), &handshake.date);
         let session = match probe.connect(token).await {
             Ok(session) => session,
             Err(reason) => return failed(reason),
@@ -128,7 +139,8 @@ async fn way(arguments: &Doctor, url: &str, token: &str, limit: Duration) -> (St
             }
         }
         probe.close().await;
-        Ok((target, handshake, Finding::good(&*subject, found)))
+        let certificate = handshake.certificates.into_iter().next();
+        Ok(Way { target, certificate, clock, finding: Finding::good(&*subject, found) })
     };
     let outcome = outcome.await;
     (subject.clone(), outcome)
@@ -156,47 +168,58 @@ fn advice(reason: &str) -> &'static str {
     }
 }
 
-/// Publishes to clients on every way, through the API where one is named, and as one of them.
-async fn message(arguments: &Doctor, config: &Config, ways: &[Target], token: &str, limit: Duration) -> Vec<Finding> {
-    let channel = format!("{}{:08x}", arguments.channel, rand::random::<u32>());
-    let api = arguments.api.as_deref().and_then(|url| HttpTarget::new(url, arguments.ca.as_deref()).ok());
-    let before = clients(api.as_ref(), config, limit).await;
-    let count = arguments.connections.max(ways.len());
-    let open = join_all((0..count).map(|n| member(&ways[n % ways.len()], token, &channel, limit))).await;
-    let mut members = Vec::new();
-    for outcome in open {
-        match outcome {
-            Ok(member) => members.push(member),
-            Err(reason) => {
-                let advice = "clients must be allowed to subscribe to the channel: name another with --channel";
-                return vec![Finding::failed(format!("subscribing to {channel}"), reason, advice)];
+/// Clients on every way.
+struct Group<'a> {
+    arguments: &'a Doctor,
+    config: &'a Config,
+    ways: &'a [Target],
+    token: &'a str,
+    api: Option<HttpTarget>,
+    limit: Duration,
+}
+
+impl Group<'_> {
+    /// Publishes to them, through the API where one is named, and as one of them.
+    async fn message(&self, before: Option<BTreeMap<String, u64>>) -> Vec<Finding> {
+        let Self { arguments, config, ways, token, limit, .. } = *self;
+        let channel = format!("{}{:08x}", arguments.channel, rand::random::<u32>());
+        let count = arguments.connections.max(ways.len());
+        let open = (0..count).map(|n| member(&ways[n % ways.len()], token, &channel, limit));
+        let mut members = Vec::new();
+        for outcome in join_all(open).await {
+            match outcome {
+                Ok(member) => members.push(member),
+                Err(reason) => {
+                    let advice = "clients must be allowed to subscribe to the channel: name another with --channel";
+                    return vec![Finding::failed(format!("subscribing to {channel}"), reason, advice)];
+                }
             }
         }
-    }
-    let spread = before.zip(clients(api.as_ref(), config, limit).await);
-    let mut findings = Vec::new();
-    if let Some(api) = &api {
-        let started = Instant::now();
-        let data = format!("\"{:016x}\"", rand::random::<u64>());
-        let sent = server::publish(api, &channel, &data, config, limit).await;
-        findings.push(arrived("message from the server API", sent, &mut members, &channel, &data, started).await);
-    }
-    for (subject, size) in [("message from a client", 16), ("large message from a client", LARGE)] {
-        let started = Instant::now();
-        let data = format!("\"{:016x}{}\"", rand::random::<u64>(), "x".repeat(size - 16));
-        let sent = members[0].publish(&channel, &data).await;
-        if let Err(reason) = &sent
-            && reason.contains("error 103")
-        {
-            let advice = "name a channel that they may publish to with --channel, or use --api alone";
-            findings.push(Finding::skipped(subject, format!("clients may not publish to {channel}"), advice));
-            continue;
+        let spread = before.zip(clients(self.api.as_ref(), config, limit).await);
+        let mut findings = Vec::new();
+        if let Some(api) = &self.api {
+            let started = Instant::now();
+            let data = format!("\"{:016x}\"", rand::random::<u64>());
+            let sent = server::publish(api, &channel, &data, config, limit).await;
+            findings.push(arrived("message from the server API", sent, &mut members, &channel, &data, started).await);
         }
-        findings.push(arrived(subject, sent, &mut members, &channel, &data, started).await);
+        for (subject, size) in [("message from a client", 16), ("large message from a client", LARGE)] {
+            let started = Instant::now();
+            let data = format!("\"{:016x}{}\"", rand::random::<u64>(), "x".repeat(size - 16));
+            let sent = members[0].publish(&channel, &data).await;
+            if let Err(reason) = &sent
+                && reason.contains("error 103")
+            {
+                let advice = "name a channel that they may publish to with --channel, or use --api alone";
+                findings.push(Finding::skipped(subject, format!("clients may not publish to {channel}"), advice));
+                continue;
+            }
+            findings.push(arrived(subject, sent, &mut members, &channel, &data, started).await);
+        }
+        findings.extend(spread.map(|(before, after)| replicas(&before, &after, members.len())));
+        join_all(members.into_iter().map(Probe::close)).await;
+        findings
     }
-    findings.extend(spread.map(|(before, after)| replicas(&before, &after, members.len())));
-    join_all(members.into_iter().map(Probe::close)).await;
-    findings
 }
 
 async fn member(way: &Target, token: &str, channel: &str, limit: Duration) -> Result<Probe, String> {

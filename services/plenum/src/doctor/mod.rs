@@ -95,17 +95,13 @@ async fn look(arguments: &Doctor, config: &Config, report: &mut Report) {
     report.add(Check::Clocks, nats.clocks);
     report.add(Check::Clocks, clocks::redis(redis.clocks));
     report.add(Check::Clocks, clients.clocks.into_iter().chain(server.clocks));
-    if wanted_now(report, Check::Files) {
+    if report.wants(Check::Files) {
         report.add(Check::Files, files::check(config).into_iter().chain(server.files));
     }
-    if wanted_now(report, Check::Certificates) {
+    if report.wants(Check::Certificates) {
         report.add(Check::Certificates, certificates::check(arguments, config, clients.certificates));
     }
     report.fill();
-}
-
-fn wanted_now(report: &Report, check: Check) -> bool {
-    report.wants(check)
 }
 
 async fn when<T>(wanted: bool, check: impl Future<Output = T>) -> Option<T> {
