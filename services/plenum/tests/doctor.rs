@@ -9,8 +9,9 @@ use common::{Folder, Server, output};
 use futures_util::{SinkExt, StreamExt};
 use plenum_bus_nats::testing::NatsServer;
 use serde_json::{Value, json};
+use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+use tokio_tungstenite::{WebSocketStream, client_async};
 
 const KEY: &str = "key-of-this-test-only";
 const SECRET: &str = "secret-of-this-test-only";
@@ -92,7 +93,12 @@ fn a_server_that_is_well_is_told_from_one_that_is_not() {
     assert_eq!(output(&["doctor", "--only", "nothing"]).0, Some(2));
 }
 
-type Socket = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+type Socket = WebSocketStream<TcpStream>;
+
+async fn open(address: &str) -> Socket {
+    let stream = TcpStream::connect(address).await.unwrap();
+    client_async(format!("ws://{address}/connection/websocket"), stream).await.unwrap().0
+}
 
 /// Sends a command and gives its reply.
 async fn command(socket: &mut Socket, command: Value) -> Value {
@@ -109,7 +115,7 @@ async fn command(socket: &mut Socket, command: Value) -> Value {
 
 /// Subscribes, from a position if there is one; tried until the first ticks have come.
 async fn subscribe(address: &str, position: Option<(u64, &str)>) -> Value {
-    let (mut socket, _) = connect_async(format!("ws://{address}/connection/websocket")).await.unwrap();
+    let mut socket = open(address).await;
     command(&mut socket, json!({"id": 1, "connect": {}})).await;
     let mut request = json!({"channel": "chat:room", "recoverable": true});
     if let Some((offset, epoch)) = position {
@@ -167,7 +173,7 @@ async fn clients_notice_that_a_backup_was_restored() {
         history["result"]["publications"].as_array().unwrap().iter().map(|it| &it["data"]).collect();
     assert_eq!(json!(data), json!([0, 1, 2, 3, 4]), "{history}");
     let (_, token, _) = output(&["token", "make", "--config", &after, "--user", "mallory"]);
-    let (mut socket, _) = connect_async(format!("ws://{}/connection/websocket", server.address)).await.unwrap();
+    let mut socket = open(&server.address).await;
     socket.send(Message::text(json!({"id": 1, "connect": {"token": token.trim()}}).to_string())).await.unwrap();
     let refused = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
     assert!(refused.is_close(), "a blocked user got in: {refused}");
