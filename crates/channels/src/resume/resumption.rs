@@ -30,6 +30,8 @@ struct State {
     inherited: HashSet<Arc<str>>,
     /// Every replica has answered.
     complete: bool,
+    /// The answers that came are in.
+    collected: bool,
 }
 
 /// Whether others are to be told that the client is there.
@@ -62,6 +64,7 @@ impl Resumption {
             Ok(answers) => answers,
             Err(error) => {
                 tracing::debug!(%error, "older connections of a client are closed by its fence alone");
+                self.state.lock().collected = true;
                 return;
             }
         };
@@ -80,7 +83,7 @@ impl Resumption {
                 state.inherited.insert(channel);
             }
         }
-        state.complete = complete;
+        (state.complete, state.collected) = (complete, true);
     }
 
     /// The connection enters a channel; `held` says that this replica had kept its leave back.
@@ -98,9 +101,12 @@ impl Resumption {
         if !state.complete && self.began.elapsed() < DOUBT { Join::Keep } else { Join::Announce }
     }
 
-    /// The connection could not enter the channel.
-    pub(crate) fn retract(&self, channel: &Arc<str>) {
-        self.state.lock().entered.remove(channel);
+    /// The connection could not enter the channel. True when others, as far as is known, still take the client for
+    /// present; false also before that is known: then the answers will be held back as the channel's leave.
+    pub(crate) fn retract(&self, channel: &Arc<str>) -> bool {
+        let mut state = self.state.lock();
+        state.entered.remove(channel);
+        state.collected && (state.inherited.contains(channel) || !state.complete)
     }
 
     /// For [`Join::Later`]: whether the join is to be announced.

@@ -127,13 +127,11 @@ impl Seat {
     /// was held back is told after all.
     fn give_back(mut self) {
         let Some(visible) = self.0.take_if(|visible| visible.caller.identity.resumption.is_some()) else { return };
-        if let Some(resumption) = &visible.caller.identity.resumption {
-            resumption.retract(&visible.channel);
-        }
+        let known = visible.caller.identity.resumption.as_ref().is_some_and(|it| it.retract(&visible.channel));
         if !visible.exit() {
             return;
         }
-        let announced = visible.join == Join::Keep;
+        let announced = visible.join == Join::Keep || (visible.join == Join::Later && known);
         let Visible { caller, channel, info, presence, .. } = visible;
         caller.node.leave_later(NewLeave {
             identity: caller.identity,
