@@ -33,6 +33,9 @@ pub(crate) enum Limited {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Origin(u64);
 
+/// No client has this address: it is one of many at once.
+const UNKNOWN: u64 = u64::MAX;
+
 /// In the upper half of an IPv4 [`Origin`]: no IPv6 network of clients begins so.
 const V4: u64 = 0xffff << 32;
 
@@ -40,14 +43,14 @@ impl Origin {
     /// `None`: it is not known, and not limited.
     pub fn of(address: Option<IpAddr>) -> Self {
         Self(match address.map(|address| address.to_canonical()) {
-            None => 0,
+            None => UNKNOWN,
             Some(IpAddr::V4(address)) => V4 | u64::from(u32::from(address)),
             Some(IpAddr::V6(address)) => (u128::from(address) >> 64) as u64,
         })
     }
 
     fn is_known(self) -> bool {
-        self.0 != 0
+        self.0 != UNKNOWN
     }
 }
 
@@ -134,7 +137,7 @@ impl Rates {
             Limited::Rpc => (Limit::AddressRpc, None),
         };
         let key = || Cow::Owned(origin.to_string());
-        self.take_own(buckets, &origin, limit)
+        self.take_own(buckets, origin, limit)
             && self.take_shared(rate, key, buckets.bucket(), limit, fallback(limited, settings))
     }
 

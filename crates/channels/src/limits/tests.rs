@@ -138,6 +138,7 @@ async fn rates_hold_by_user_and_by_address() {
     assert_eq!(publish("dan", "2001:db8::ffff:1"), 0, "a network of IPv6 is one address");
     assert_eq!(publish("dan", "2001:db8:0:1::1"), 3);
     assert_eq!(publish("eve", "::ffff:192.0.2.9"), 3);
+    assert_eq!((publish("fay", "::1"), publish("gil", "::1")), (3, 0));
     assert!(rates.take(Limited::Connect, "ann", at("192.0.2.1"), &settings), "not limited");
     assert!(rates.take(Limited::Subscribe, "ann", at("192.0.2.1"), &settings), "commands are kept apart");
     assert_eq!((0..10).filter(|_| rates.take(Limited::Publish, "", Origin::of(None), &settings)).count(), 10);

@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod nodes;
+
 use std::sync::atomic::{AtomicU32, Ordering};
 
 use plenum_channels::conformance::{Isolating, quotas_suite};

@@ -68,6 +68,11 @@ const SERVER: &[Entry] = &[
     ("http_server.internal_tls", List, ""),
     ("http_server.header_timeout", Duration, "! A client has this long to send a complete request head; 1s to 5m."),
     ("http_server.handshake_timeout", Duration, "! Longest TLS handshake; 1s to 5m."),
+    (
+        "http_server.trusted_proxies",
+        Words,
+        "! Addresses and networks (10.0.0.0/8) of proxies whose X-Forwarded-For says where a client is, for limits by address; empty: none.",
+    ),
     ("http_server.max_header_size", Number, "! Largest request head in bytes, 8192 to 1048576; beyond it 431."),
     (
         "http_server.max_http_connections",
