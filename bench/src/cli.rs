@@ -10,8 +10,9 @@ use crate::lines::deliveries::{Deliveries, Publisher};
 use crate::lines::floor::Floor;
 use crate::lines::handshakes::{Auth, Handshakes};
 use crate::lines::idle::{Channels, Idle};
-use crate::lines::nats::{self, Nats};
-use crate::lines::{Context, with_command};
+use crate::lines::nats::Nats;
+use crate::lines::sessions::Sessions;
+use crate::lines::{Context, nats, sessions, with_command};
 use crate::machine::Machine;
 use crate::report::{Line, Report, Skipped, Unavailable};
 
@@ -38,6 +39,7 @@ enum What {
     Api(Api),
     Floor(Floor),
     Nats(Nats),
+    Sessions(Sessions),
 }
 
 impl What {
@@ -54,6 +56,7 @@ impl What {
         let handshakes = [Auth::None, Auth::Hmac].map(|auth| What::Handshakes(Handshakes::of(auth)));
         let api = [(1, 1), (8, 1), (64, 1), (8, 100)].map(|(concurrent, batch)| What::Api(Api::of(concurrent, batch)));
         let nats = Nats::everything().into_iter().map(What::Nats);
+        let sessions = Sessions::everything().into_iter().map(What::Sessions);
         floor
             .into_iter()
             .chain(deliveries)
@@ -62,7 +65,17 @@ impl What {
             .chain(handshakes)
             .chain(api)
             .chain(nats)
+            .chain(sessions)
             .collect()
+    }
+
+    /// The part of the table that is left out where something is missing for it.
+    fn section(&self) -> &'static str {
+        match self {
+            What::Nats(_) => nats::SECTION,
+            What::Sessions(_) => sessions::SECTION,
+            _ => "",
+        }
     }
 
     fn measure(&self, context: &Context<'_>) -> Result<Vec<Line>> {
@@ -73,6 +86,7 @@ impl What {
             What::Api(what) => (what.measure(context), what.command()),
             What::Floor(what) => (what.measure(), what.command()),
             What::Nats(what) => (what.measure(context.binary), what.command()),
+            What::Sessions(what) => (what.measure(context.binary), what.command()),
         };
         Ok(with_command(lines.with_context(|| command.clone())?, &command))
     }
@@ -92,6 +106,7 @@ impl Arguments {
         let work = match self.what {
             None => What::everything(),
             Some(What::Nats(nats)) => nats.parts().into_iter().map(What::Nats).collect(),
+            Some(What::Sessions(sessions)) => sessions.parts().into_iter().map(What::Sessions).collect(),
             Some(what) => vec![what],
         };
         let mut report = Report { machine: Machine::here(), lines: Vec::new(), skipped: Vec::new() };
@@ -106,7 +121,7 @@ impl Arguments {
                 }
                 Err(error) if error.is::<Unavailable>() => {
                     eprintln!("skipped: {error:#}");
-                    let skipped = Skipped { section: nats::SECTION, reason: error.root_cause().to_string() };
+                    let skipped = Skipped { section: what.section(), reason: error.root_cause().to_string() };
                     if !report.skipped.contains(&skipped) {
                         report.skipped.push(skipped);
                     }

@@ -6,6 +6,7 @@ pub mod floor;
 pub mod handshakes;
 pub mod idle;
 pub mod nats;
+pub mod sessions;
 
 mod audience;
 

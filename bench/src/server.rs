@@ -63,6 +63,7 @@ pub fn stop_on_signals() -> Result<()> {
         });
         drop(running().take());
         crate::lines::nats::end_all();
+        crate::lines::sessions::end_all();
         std::process::exit(130);
     });
     Ok(())
@@ -97,7 +98,24 @@ impl Server {
         kept["history_size"] = json!(history);
         kept["history_ttl"] = json!("1h");
         kept["force_recovery"] = json!(true);
-        let server = Self::start_with(binary, address, &settings)?;
+        Self::start_ready(binary, address, &settings)
+    }
+
+    /// On NATS and Redis with these settings, with presence in channels without a namespace; waits until it is ready.
+    ///
+    /// # Errors
+    /// The process ended, or was not ready in time.
+    pub fn start_on_cluster(binary: &Path, nats: serde_json::Value, redis: serde_json::Value) -> Result<Self> {
+        let address = free_address()?;
+        let mut settings = settings(address);
+        settings["nats"] = nats;
+        settings["redis"] = redis;
+        settings["channel"]["without_namespace"]["presence"] = json!(true);
+        Self::start_ready(binary, address, &settings)
+    }
+
+    fn start_ready(binary: &Path, address: SocketAddr, settings: &serde_json::Value) -> Result<Self> {
+        let server = Self::start_with(binary, address, settings)?;
         let deadline = Instant::now() + START;
         while !crate::http::is_ready(address)? {
             if Instant::now() > deadline {

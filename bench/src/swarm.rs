@@ -31,6 +31,9 @@ pub trait Listener {
     /// # Errors
     /// The message should not have come; the measurement ends.
     fn line(&mut self, connection: usize, line: &[u8]) -> Result<()>;
+
+    /// One reply to a greeting, which succeeded.
+    fn greeted(&mut self, _connection: usize, _line: &[u8]) {}
 }
 
 /// Expects nothing but pings.

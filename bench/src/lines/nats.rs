@@ -23,7 +23,7 @@ use recovery::Recovery;
 use ticks::Ticks;
 use workers::Workers;
 
-pub use servers::end_all;
+pub use servers::{Servers, end_all};
 
 /// Title of these lines' part of the table.
 pub const SECTION: &str = "On NATS JetStream";
@@ -99,7 +99,7 @@ impl Nats {
 }
 
 /// A runtime as the server has it: a thread for each CPU.
-fn runtime() -> Result<tokio::runtime::Runtime> {
+pub fn runtime() -> Result<tokio::runtime::Runtime> {
     Ok(tokio::runtime::Builder::new_multi_thread().enable_all().build()?)
 }
 

@@ -142,6 +142,7 @@ impl Connection {
                 }
                 Stage::Greeting { missing } => {
                     expect_success(line).with_context(|| format!("connection {index}"))?;
+                    listener.greeted(index, line);
                     *missing -= 1;
                     if *missing == 0 {
                         self.stage = Stage::Live;

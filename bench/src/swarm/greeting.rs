@@ -1,6 +1,7 @@
 //! What a connection says first.
 
 use anyhow::Result;
+use bytes::Bytes;
 use plenum_protocol::{Command, ConnectRequest, Encoding, Request, SubscribeRequest, encode_command};
 
 use crate::websocket::text_frame;
@@ -17,7 +18,13 @@ pub struct Greeting {
 impl Greeting {
     /// Connects with `token` (empty: as the anonymous user) and subscribes to `channel`.
     pub fn new(token: &str, channel: Option<&str>) -> Result<Self> {
-        let connect = ConnectRequest { token: token.to_owned(), name: "bench".to_owned(), ..ConnectRequest::default() };
+        Self::resuming(token, Bytes::new(), channel)
+    }
+
+    /// The same with `data`, in which a client carries its resume token.
+    pub fn resuming(token: &str, data: Bytes, channel: Option<&str>) -> Result<Self> {
+        let (token, name) = (token.to_owned(), "bench".to_owned());
+        let connect = ConnectRequest { token, name, data, ..ConnectRequest::default() };
         let subscribe = channel.map(|channel| {
             Request::Subscribe(Box::new(SubscribeRequest { channel: channel.to_owned(), ..Default::default() }))
         });
