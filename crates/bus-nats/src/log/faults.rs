@@ -32,6 +32,8 @@ pub(crate) struct Faults {
     pub trust_tails: AtomicBool,
     /// A new leader leads to nothing.
     pub ignore_elections: AtomicBool,
+    /// A reconnect and a slow consumer lead to nothing.
+    pub ignore_disturbances: AtomicBool,
     /// Changed settings of streams are overlooked.
     pub trust_settings: AtomicBool,
     /// What the cluster's record says about shards and namespaces is overlooked.
@@ -70,7 +72,7 @@ pub(crate) struct Faults {
     pub misroute: AtomicU32,
     /// Acknowledgements of sequences that were given out before count.
     pub believe_old: AtomicBool,
-    /// No server is left because it takes no appends.
+    /// No server is left because it takes no appends or brings no ticks.
     pub stay: AtomicBool,
     /// An append that was overtaken is tried again like any other.
     pub retry_overtaken: AtomicBool,

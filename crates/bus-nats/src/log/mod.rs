@@ -134,7 +134,7 @@ impl NatsLog {
         );
         first_ticks(&groups).await;
         let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
-        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), workers.clone())));
+        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), workers.clone(), config.clone())));
         Ok(Arc::new(Self {
             config,
             links,
@@ -391,8 +391,12 @@ async fn first_ticks(groups: &[Vec<Arc<Shard>>]) {
 }
 
 /// Verifies every channel after each event that may have lost live messages. Ends with the connections.
-async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, workers: Workers) {
+async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, workers: Workers, _config: LogConfig) {
     while disturbed.changed().await.is_ok() {
+        #[cfg(test)]
+        if faults::Faults::on(&_config.faults.ignore_disturbances) {
+            continue;
+        }
         workers.verify_all();
     }
 }

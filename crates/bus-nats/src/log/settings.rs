@@ -133,6 +133,14 @@ pub(super) fn verify(stream: &str, wanted: &Value, info: &StreamInfo) -> Result<
     if info.state.num_deleted > 0 {
         return Err(refuse("state.num_deleted", &Value::from(info.state.num_deleted), &Value::from(0)));
     }
+    if let Some(lost) = info.state.lost.as_ref().map(|lost| lost.msgs.as_ref().map_or(0, Vec::len)) {
+        return Err(refuse("state.lost", &Value::from(format!("{lost} messages")), &Value::from("none")));
+    }
+    // Otherwise an acknowledgement comes before the message is in the file.
+    let persist = &info.config["persist_mode"];
+    if !persist.is_null() && persist != "default" && persist != "" {
+        return Err(refuse("persist_mode", persist, &Value::from("default")));
+    }
     let mut update = info.config.clone();
     let mut widen = false;
     for setting in ["max_age", "max_bytes"] {
@@ -148,4 +156,31 @@ pub(super) fn verify(stream: &str, wanted: &Value, info: &StreamInfo) -> Result<
         }
     }
     Ok(if widen { Verified::Widen(update) } else { Verified::AsWanted })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What no server does on request.
+    #[test]
+    fn what_was_lost_or_may_be_is_refused() {
+        let config = LogConfig::default();
+        let wanted = stream_config("s", &ShardNames::new("p", "default", 0), &config, &config.groups[0], 1);
+        let verified = |change: fn(&mut Value)| {
+            let mut info = json!({ "config": wanted, "state": {}, "created": "2026-01-01T00:00:00Z" });
+            change(&mut info);
+            match verify("s", &wanted, &serde_json::from_value(info).unwrap()) {
+                Ok(_) => "",
+                Err(SetupError::Stream { setting, .. }) => setting,
+                Err(error) => panic!("{error}"),
+            }
+        };
+        assert_eq!(verified(|_| ()), "");
+        assert_eq!(verified(|info| info["config"]["persist_mode"] = "default".into()), "");
+        assert_eq!(verified(|info| info["config"]["persist_mode"] = "async".into()), "persist_mode");
+        assert_eq!(verified(|info| info["state"]["lost"] = json!({ "msgs": [5], "bytes": 9 })), "state.lost");
+        assert_eq!(verified(|info| info["state"]["lost"] = json!({ "msgs": null, "bytes": 9 })), "state.lost");
+        assert_eq!(verified(|info| info["state"]["num_deleted"] = 1.into()), "state.num_deleted");
+    }
 }

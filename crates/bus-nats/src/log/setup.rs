@@ -148,6 +148,16 @@ pub(super) struct StreamState {
     pub last_seq: u64,
     #[serde(default)]
     pub num_deleted: u64,
+    /// What the server could not read back from its disk.
+    #[serde(default)]
+    pub lost: Option<LostData>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+pub(super) struct LostData {
+    /// Sequences.
+    #[serde(default)]
+    pub msgs: Option<Vec<u64>>,
 }
 
 /// Asks the stream's leader.

@@ -136,6 +136,10 @@ impl Ticker {
                     }
                     if silence >= MOVE_AFTER && moved.elapsed() >= MOVE_AFTER {
                         moved = Instant::now();
+                        #[cfg(test)]
+                        if super::faults::Faults::on(&self.shard.faults.stay) {
+                            continue;
+                        }
                         tracing::warn!(stream = self.shard.current().stream, ?silence, "no tick; moving to other servers");
                         self.links.leave_all();
                     }

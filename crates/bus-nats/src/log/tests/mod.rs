@@ -8,6 +8,7 @@ mod appending_elsewhere;
 mod cluster;
 mod cluster_faults;
 mod conformance;
+mod disturbances;
 mod elections;
 mod incarnations;
 mod operations;

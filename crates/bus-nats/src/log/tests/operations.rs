@@ -13,6 +13,32 @@ use crate::testing::{NatsServer, Proxy, ServerOptions};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// What the manual lists is what the account in the tests has.
+#[test]
+fn the_manual_lists_the_permissions() {
+    let manual = include_str!("../../../../../docs/log.md");
+    let account = include_str!("../../../../../deploy/nats/plenum.conf");
+    let listing = manual.split_once("## What a replica may do in NATS").unwrap().1.split("```").nth(1).unwrap();
+    let listed = |part: &str| {
+        let mut subjects: Vec<String> =
+            part.split_whitespace().map(|subject| subject.replace("<prefix>", "plenum")).collect();
+        subjects.sort();
+        subjects
+    };
+    let allowed = |part: &str| {
+        let block = part.split_once('[').unwrap().1.split_once(']').unwrap().0;
+        let mut subjects: Vec<String> =
+            block.lines().filter_map(|line| Some(line.split('"').nth(1)?.to_owned())).collect();
+        subjects.sort();
+        subjects
+    };
+    let (publish, subscribe) = listing.trim().strip_prefix("publish:").unwrap().split_once("subscribe:").unwrap();
+    let (_, account) = account.split_once("publish {").unwrap();
+    let (may_publish, may_subscribe) = account.split_once("subscribe {").unwrap();
+    assert_eq!(listed(publish), allowed(may_publish));
+    assert_eq!(listed(subscribe), allowed(may_subscribe));
+}
+
 /// The account of deploy/nats/plenum.conf, which docs/log.md lists, and nothing more, is enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_permissions_suffice() {

@@ -1,0 +1,119 @@
+//! Reconnects, slow consumers and cut routes: what was lost meanwhile is found although nothing follows it.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use futures_util::future::join_all;
+use plenum_channels::{Live, LiveEvent, Log};
+
+use super::servers::{Witness, config, faulty, prefix, publish, replica, request, until};
+use crate::log::faults::Faults;
+use crate::log::{NatsLog, PoolLinks};
+use crate::pool::{Pool, PoolConfig};
+use crate::testing::{NatsCluster, NatsServer};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Longer than what would find it, were the rule not switched off.
+const NEVER: Duration = Duration::from_secs(4);
+
+/// A message is lost; ticks say nothing of it, only the reconnect does.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_reconnect_leads_to_a_look_up() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
+    let (log, faults) = faulty(vec![server.url()], config(&prefix, 1)).await;
+    let witness = Witness::on(&log, "channel").await;
+    faults.hold_ticks.store(true, Ordering::SeqCst);
+    faults.lose_live.store(1000, Ordering::SeqCst);
+    for rule in [true, false] {
+        faults.ignore_disturbances.store(!rule, Ordering::SeqCst);
+        let before = faults.lost.load(Ordering::SeqCst);
+        let offset = publish(&publisher, "channel", "x").await;
+        assert!(until(PATIENCE, || faults.lost.load(Ordering::SeqCst) > before).await, "not lost");
+        assert!(witness.arrival(offset).is_none(), "something else than a reconnect found it");
+        log.links.leave_all();
+        assert_eq!(witness.gets(offset, if rule { PATIENCE } else { NEVER }).await, rule, "rule {rule}");
+    }
+}
+
+/// A subscriber that takes its time with the first message.
+struct Slow {
+    witness: Witness,
+    takes: Duration,
+}
+
+impl Live for Slow {
+    fn deliver(&self, events: &[LiveEvent]) {
+        if self.witness.offsets().is_empty() {
+            std::thread::sleep(self.takes);
+        }
+        self.witness.deliver(events);
+    }
+}
+
+/// More comes than the client library keeps (less than by default here, more than answers to a read) while a worker is held up: the rest, of which nothing else tells, is read.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_slow_consumer_leads_to_a_look_up() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
+    for rule in [true, false] {
+        let pool_config = PoolConfig { subscription_capacity: 512, ..PoolConfig::new(vec![server.url()]) };
+        let pool = Pool::connect(pool_config).await.unwrap();
+        pool.wait_ready(PATIENCE).await.unwrap();
+        let faults = Arc::new(Faults::default());
+        faults.ignore_disturbances.store(!rule, Ordering::SeqCst);
+        let mut config = config(&prefix, 1);
+        config.faults = faults.clone();
+        let log = NatsLog::start(PoolLinks::new(pool), config).await.unwrap();
+        let channel = format!("channel {rule}");
+        Witness::on(&log, &channel).await;
+        faults.hold_ticks.store(true, Ordering::SeqCst);
+        let slow = Arc::new(Slow { witness: Witness::default(), takes: Duration::from_secs(2) });
+        log.subscribe(&channel, slow.clone()).await.unwrap();
+        let calls: Vec<_> = (0..2000).map(|n| publisher.append(request(&channel, n.to_string()))).collect();
+        let last = join_all(calls).await.pop().unwrap().unwrap().position.offset;
+        let found = slow.witness.gets(last, if rule { PATIENCE } else { NEVER }).await;
+        assert_eq!(found, rule, "rule {rule}: {} came", slow.witness.offsets().len());
+    }
+}
+
+/// The route between two servers is cut for a second. A subscriber on the one, whom no event tells, misses a message that
+/// the other one's stream took meanwhile; the tick brings it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_last_message_behind_a_cut_route_is_found_by_the_tick() {
+    let cluster = NatsCluster::start_proxied().await.unwrap();
+    let prefix = prefix();
+    let client = async_nats::connect(cluster.urls()).await.unwrap();
+    let probe = replica(cluster.urls(), config(&prefix, 3)).await;
+    let stream = probe.shard("channel").current().stream.clone();
+    let leader = cluster.stream_leader(&client, &stream).await.unwrap();
+    let away = (leader + 1) % 3;
+    let publisher = super::servers::faulty_at(cluster.servers[leader].url(), config(&prefix, 3)).await.0;
+    let (log, faults) = super::servers::faulty_at(cluster.servers[away].url(), config(&prefix, 3)).await;
+    let witness = Witness::on(&log, "channel").await;
+    let mut lost = [0, 0];
+    for attempt in 0..20 {
+        let Some(rule) = lost.iter().position(|lost| *lost < 1) else { break };
+        faults.ignore_ticks.store(rule == 0, Ordering::SeqCst);
+        let route = cluster.route(leader, away).unwrap();
+        let cut = Instant::now();
+        route.cut();
+        let offset = publish(&publisher, "channel", attempt.to_string()).await;
+        tokio::time::sleep(Duration::from_secs(1).saturating_sub(cut.elapsed())).await;
+        // It was faster than the cut.
+        let live = witness.arrival(offset).is_some();
+        route.restore();
+        let restored = Instant::now();
+        let found = witness.gets(offset, if rule == 1 { PATIENCE } else { NEVER }).await;
+        assert!(found || rule == 0, "lost behind a cut route");
+        lost[rule] += usize::from(!live && found == (rule == 1));
+        if rule == 1 && !live {
+            eprintln!("found {:?} after the route was there again", restored.elapsed());
+        }
+    }
+    assert_eq!(lost, [1, 1], "without and with the rule");
+}
