@@ -25,6 +25,11 @@ use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, Recov
 const PAGE_BYTES: usize = 64 * 1024;
 /// Publications of one page of a catch-up.
 const PAGE_LIMIT: usize = 512;
+/// After so many pages (at most 4 MiB) a catch-up is a long one: it rests after each page for as long as that took to read,
+/// so that it leaves half of the log's and the replica's time to those who are live.
+const LONG: u32 = 64;
+/// Longest rest.
+const REST: Duration = Duration::from_millis(100);
 /// A client that has not caught up by then never will: it gets "insufficient state".
 const CATCH_UP_TIME: Duration = Duration::from_secs(300);
 /// Tries to go live before a subscribe gives up; each needs more than a thousand publications to come between.
@@ -157,7 +162,7 @@ pub(super) async fn establish(
         server_side: plan.server_side,
         seat,
         _counted: counted,
-        catch_up: catch_up.map(|read| Box::new(CatchUp { read, deadline: Instant::now() + CATCH_UP_TIME })),
+        catch_up: catch_up.map(|read| Box::new(CatchUp { read, pages: 1, deadline: Instant::now() + CATCH_UP_TIME })),
     };
     Ok(Established { subscription, result })
 }
@@ -340,7 +345,8 @@ pub(super) async fn catch_up(
     namespace: Arc<NamespaceOptions>,
     state: CatchUp,
 ) -> CatchUpOutcome {
-    if Instant::now() > state.deadline {
+    let start = Instant::now();
+    if start > state.deadline {
         return CatchUpOutcome::Insufficient;
     }
     let read = Read {
@@ -359,6 +365,7 @@ pub(super) async fn catch_up(
             return CatchUpOutcome::Failed(state.read);
         }
     };
+    let took = start.elapsed();
     let outbox = &caller.outbox;
     let mut frames = Vec::with_capacity(page.entries.len());
     for entry in &page.entries {
@@ -377,6 +384,9 @@ pub(super) async fn catch_up(
     outbox.push_all(frames);
     if !page.more && channel.go_live(member, Some(&reached), &mut None) == GoLive::Done {
         return CatchUpOutcome::Live;
+    }
+    if state.pages >= LONG {
+        tokio::time::sleep(took.min(REST)).await;
     }
     CatchUpOutcome::More(reached)
 }

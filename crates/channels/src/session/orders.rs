@@ -256,6 +256,7 @@ impl Session {
             CatchUpOutcome::More(read) | CatchUpOutcome::Failed(read) => {
                 if let Some(state) = &mut subscription.catch_up {
                     state.read = read;
+                    state.pages += 1;
                 }
             }
             CatchUpOutcome::Insufficient => {

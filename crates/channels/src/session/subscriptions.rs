@@ -40,6 +40,8 @@ pub(crate) struct Subscription {
 #[derive(Clone, Debug)]
 pub(super) struct CatchUp {
     pub(super) read: Position,
+    /// Pages that were asked for.
+    pub(super) pages: u32,
     pub(super) deadline: Instant,
 }
 
