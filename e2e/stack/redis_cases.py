@@ -122,6 +122,9 @@ class Redis(unittest.TestCase):
         _, connection = self.holder("plenum:{b}")
         with connection:
             connection.ask("SET", "plenum:{b}", "on disk")
+            # Two writes of one script stand in the file as a transaction.
+            both = "redis.call('SET', KEYS[1], ARGV[1]); redis.call('SET', KEYS[2], ARGV[1])"
+            connection.ask("EVAL", both, 2, "plenum:{b}:1", "plenum:{b}:2", "by a script")
         time.sleep(1.2)  # what the setting promises: the last second may be lost
         for node in self.cluster.nodes:
             node.kill()
@@ -129,6 +132,7 @@ class Redis(unittest.TestCase):
         _, connection = self.holder("plenum:{b}")
         with connection:
             self.assertEqual(connection.ask("GET", "plenum:{b}"), "on disk")
+            self.assertEqual([connection.ask("GET", f"plenum:{{b}}:{number}") for number in (1, 2)], ["by a script"] * 2)
 
     def test_a_frozen_node_can_be_stopped(self):
         node = self.cluster.nodes[0]
