@@ -18,7 +18,7 @@ TOOLS = ROOT / ".tools"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
 # What the chart's scripts for nginx and Redis call; public images bring them too.
 SHELL = ["sh", "awk", "cat", "cut", "dirname", "flock", "getent", "grep", "head", "readlink", "sed", "sha256sum", "sleep", "timeout", "tr",
-         "true", "wc"]
+         "wc"]
 USERS = "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\nplenum:x:65532:65532::/:/sbin/nologin\n"
 GROUPS = "root:x:0:\nnogroup:x:65534:\nplenum:x:65532:\n"
 PATH = "/opt/bin:/usr/local/bin:/usr/bin:/bin"
