@@ -16,7 +16,7 @@ import tarfile
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 TOOLS = ROOT / ".tools"
 ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64"}
-# What the chart's scripts for nginx and Redis call; public images bring them too.
+# What the chart's scripts for nginx, NATS and Redis call; public images bring them too.
 SHELL = ["sh", "awk", "cat", "cut", "dirname", "flock", "getent", "grep", "head", "readlink", "sed", "sha256sum", "sleep", "timeout", "tr",
          "wc"]
 USERS = "root:x:0:0:root:/:/sbin/nologin\nnobody:x:65534:65534:nobody:/:/sbin/nologin\nplenum:x:65532:65532::/:/sbin/nologin\n"
@@ -123,6 +123,7 @@ def redis(archive, reference):
 
 def nats(archive, reference):
     image = Image()
+    image.shell()
     image.program(TOOLS / "nats/nats-server", "/usr/local/bin/nats-server")
     image.write(reference, archive)
 
