@@ -193,7 +193,8 @@ async fn the_documented_rights_suffice() {
     let folder = Folder::new();
     // What is denied is not answered: that would take as long as a server may be silent.
     let refused = folder.0.join("refused");
-    let refused = backup(&config(old.url(), "shop", "one"), "shop", &refused);
+    let replicas_user = config(old.url(), "shop", "one");
+    let refused = backup(&replicas_user, "shop", &refused);
     assert!(!matches!(tokio::time::timeout(Duration::from_secs(3), refused).await, Ok(Ok(_))));
     let there = folder.0.join("taken");
     backup(&config(old.url(), "backup", "two"), "shop", &there).await.unwrap();

@@ -209,7 +209,8 @@ pub(crate) async fn inspect(client: &Client, config: &LedgerConfig) -> Finding {
     match requests::api::<Value>(client, &format!("STREAM.INFO.{stream}"), &Value::Null).await {
         Ok(info) => match wrong(&stream, &info["config"], &settings(config)) {
             None => {
-                let (count, bytes) = (&info["state"]["num_subjects"], info["state"]["bytes"].as_u64().unwrap_or(0));
+                let count = info["state"]["num_subjects"].as_u64().unwrap_or(0);
+                let bytes = info["state"]["bytes"].as_u64().unwrap_or(0);
                 Finding::good(SUBJECT, format!("{count} registers, {}", crate::log::bytes(bytes)))
             }
             Some(reason) => Finding::failed(SUBJECT, reason, "set it back: no replica starts like this"),

@@ -196,8 +196,14 @@ impl Copies {
             findings.push(Finding::failed(subject, "it has no leader", advice));
         }
         for copy in &self.replicas {
-            if copy.offline || copy.active > SILENCE {
-                let found = format!("the copy on {} is silent for {} s", copy.name, copy.active / 1_000_000_000);
+            // A leader that was elected after it had gone never heard of it: no time is told then.
+            let unheard = !copy.current && copy.active == 0;
+            if copy.offline || copy.active > SILENCE || unheard {
+                let since = match unheard {
+                    true => "since the leader was elected".to_owned(),
+                    false => format!("for {} s", copy.active / 1_000_000_000),
+                };
+                let found = format!("the copy on {} is silent {since}", copy.name);
                 let advice = "bring that server back: with one more away the stream stops";
                 findings.push(Finding::failed(subject, found, advice));
             } else if !copy.current && copy.lag > LAG {
