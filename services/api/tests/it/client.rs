@@ -28,7 +28,8 @@ enum Event {
 impl Client {
     /// Connects `user`, as a proxy in front would vouch for it.
     pub async fn connect(node: &Arc<Node>, user: &str) -> Self {
-        let mut session = node.accept(Link { encoding: Encoding::Json, user: Some(user.into()), address: None }).unwrap();
+        let mut session =
+            node.accept(Link { encoding: Encoding::Json, user: Some(user.into()), address: None }).unwrap();
         let (frames, mut outgoing) = mpsc::unbounded_channel::<String>();
         let (arrived, events) = mpsc::unbounded_channel();
         tokio::spawn(async move {
