@@ -73,6 +73,7 @@ pub fn settings(config: &config::Redis) -> anyhow::Result<RedisConfig> {
         password: given(config.password.expose()).map(Into::into),
         tls: config.tls.enabled.then(|| tls(&config.tls)).transpose()?,
         prefix: config.prefix.clone(),
+        key_secret: given(config.key_secret.expose()).map(Into::into),
         connect_timeout: config.connect_timeout,
         command_timeout: config.command_timeout,
         ..RedisConfig::cluster(servers.context("redis.servers")?)

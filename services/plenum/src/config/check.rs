@@ -46,7 +46,7 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
         }
     }
     super::nats::check(config, warnings, checks.problems);
-    super::redis::check(config, checks.problems);
+    super::redis::check(config, warnings, checks.problems);
     warn(config, warnings);
 }
 

@@ -9,6 +9,9 @@ use super::error::Problem;
 use super::secret::Secret;
 use super::sections::Config;
 
+/// Shortest `redis.key_secret`, in bytes.
+const MIN_KEY_SECRET_BYTES: usize = 32;
+
 /// `redis`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -19,6 +22,7 @@ pub struct Redis {
     pub password: Secret,
     pub tls: RedisTls,
     pub prefix: String,
+    pub key_secret: Secret,
     #[serde(with = "duration")]
     pub connect_timeout: Duration,
     #[serde(with = "duration")]
@@ -55,6 +59,7 @@ impl Default for Redis {
             password: Secret::default(),
             tls: RedisTls::default(),
             prefix: "plenum".into(),
+            key_secret: Secret::default(),
             connect_timeout: Duration::from_millis(800),
             command_timeout: Duration::from_millis(500),
         }
@@ -69,8 +74,14 @@ impl Redis {
 }
 
 /// Reports everything in `redis` that cannot be used.
-pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
+pub(super) fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Problem>) {
     let redis = &config.redis;
+    if redis.enabled() && redis.key_secret.is_empty() {
+        warnings.push(
+            "redis.key_secret is not set: whoever knows redis.prefix can choose ids whose keys lie on one Redis node"
+                .into(),
+        );
+    }
     let mut report = |key: &str, value: Option<String>, text: &str| {
         problems.push(Problem { source: String::new(), key: key.to_owned(), value, text: text.to_owned() });
     };
@@ -94,6 +105,10 @@ pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
     }
     if !super::nats::is_name(&redis.prefix) {
         report("redis.prefix", Some(format!("{:?}", redis.prefix)), "must be 1 to 32 of a-z A-Z 0-9 - _");
+    }
+    let length = redis.key_secret.expose().len();
+    if length != 0 && length < MIN_KEY_SECRET_BYTES {
+        report("redis.key_secret", None, "must be at least 32 characters");
     }
     let (least, most) = (Duration::from_millis(50), Duration::from_millis(900));
     for (key, value) in

@@ -487,6 +487,11 @@ const REDIS: &[Entry] = &[
     ("redis.tls.cert_pem", Text, "! Path of a PEM file with the client's certificate chain; with key_pem."),
     ("redis.tls.key_pem", Text, "! Path of a PEM file with the client certificate's key."),
     ("redis.prefix", Text, "! Begins every key: 1 to 32 of a-z A-Z 0-9 - _; the same on all replicas."),
+    (
+        "redis.key_secret",
+        Secret,
+        "! Decides in which slots the keys of an id lie, at least 32 characters, the same on all replicas. Empty: redis.prefix does.",
+    ),
     ("redis.connect_timeout", Duration, "! Limit of one attempt to connect; 50ms to 900ms."),
     (
         "redis.command_timeout",

@@ -191,6 +191,7 @@ fn what_cannot_be_used_names_source_key_value_and_what_is_allowed() {
         ("[redis]\nservers = [\"redis://a\"]", &["redis.servers[0] = \"redis://a\"", "host:port"]),
         ("[redis]\nservers = [\"u:secretword@a:1\"]", &["redis.servers[0]", "redis.user"]),
         ("[redis]\nservers = [\"a:1\"]", &["redis.servers", "needs nats.servers"]),
+        ("[redis]\nkey_secret = \"secretword\"", &["redis.key_secret", "at least 32 characters"]),
         ("[redis]\nmode = \"sentinel\"", &["redis.mode", "cluster"]),
         ("[redis]\ncommand_timeout = \"3s\"", &["redis.command_timeout = 3s", "50ms to 900ms"]),
         ("[nats]\ncreds_file = \"/nonexistent/a\"", &["nats.creds_file = \"/nonexistent/a\"", "path of a file"]),
@@ -258,6 +259,8 @@ fn secrets_are_never_printed() {
     let files = [
         ("a.toml", format!("[client.token]\nhmac_secret_key = \"{SECRET}\"\n[http_api]\nkey = \"{SECRET}\"\n")),
         ("a.toml", format!("[nats]\nuser = \"u\"\npassword = \"{SECRET}\"")),
+        ("a.toml", format!("[redis]\npassword = \"{SECRET}\"\nkey_secret = \"{SECRET}{SECRET}\"")),
+        ("a.toml", format!("[redis]\nkey_secret = \"{SECRET}\"")),
         ("a.toml", format!("[nats]\npassword = \"{SECRET}\"\ntoken = \"{SECRET}\"")),
         ("a.toml", format!("[nats]\nservers = [\"nats://u:{SECRET}@host\"]")),
         ("a.toml", format!("[nats]\ntoken = [\"{SECRET}\"]")),
