@@ -303,7 +303,7 @@ class Whole(unittest.TestCase):
         bad = [each for each in findings if each["state"] == "failed"]
         self.assertEqual((status, bad), (0, []))
         checked = {each["check"] for each in findings if each["state"] == "ok"}
-        self.assertEqual({"config", "names", "nats", "redis", "websocket", "message", "clocks"} - checked, set())
+        self.assertEqual({"names", "nats", "redis", "websocket", "message", "clocks"} - checked, set())
         spread = next(each["found"] for each in findings if each["subject"] == "spread over replicas")
         self.assertEqual(spread, "6 connections came to 3 replicas")
         gone = self.stack.nats.servers[2]
