@@ -93,6 +93,31 @@ fn a_server_that_is_well_is_told_from_one_that_is_not() {
     assert_eq!(output(&["doctor", "--only", "nothing"]).0, Some(2));
 }
 
+/// Whoever ends TLS is looked at as clients see it; whom nobody vouches for is refused.
+#[test]
+fn certificates_are_looked_at_on_the_way_and_in_files() {
+    let folder = Folder::new();
+    let key = rcgen::KeyPair::generate().unwrap();
+    let certificate = rcgen::CertificateParams::new(vec!["127.0.0.1".into()]).unwrap().self_signed(&key).unwrap();
+    let path = folder.write("cert.pem", &certificate.pem());
+    let tls = format!(
+        "[http_server.tls]\nenabled = true\ncert_pem = {path:?}\nkey_pem = {:?}\n",
+        folder.write("key.pem", &key.serialize_pem())
+    );
+    let config = folder.write("plenum.toml", &(settings("") + &tls));
+    let server = Server::start(&["--config", &config]);
+    let url = format!("wss://{}/connection/websocket", server.address);
+    let (status, report) = doctor(&config, &["--url", &url, "--ca", &path]);
+    assert_eq!(status, Some(0), "{report:#}");
+    assert_eq!(found(&report, "certificates", "ok").len(), 3, "the setting's, --ca's and the shown one: {report:#}");
+    assert_eq!(found(&report, "websocket", "ok").len(), 1, "{report:#}");
+    let stranger = rcgen::generate_simple_self_signed(vec!["127.0.0.1".into()]).unwrap();
+    let other = folder.write("other.pem", &stranger.cert.pem());
+    let (status, report) = doctor(&config, &["--url", &url, "--ca", &other, "--only", "websocket"]);
+    assert_eq!(status, Some(1), "{report:#}");
+    assert!(report["findings"][0]["advice"].as_str().unwrap().contains("--ca"), "{report:#}");
+}
+
 type Socket = WebSocketStream<TcpStream>;
 
 async fn open(address: &str) -> Socket {

@@ -19,6 +19,9 @@ use super::setup::{Layout, ShardRecord, StreamInfo, merge_layout, record_key};
 /// Replicas take a shard for doubtful after this time without a tick, milliseconds.
 const DOUBTFUL_MS: u64 = 3_000;
 
+/// After so many failures the rest is not looked at: each may have taken seconds.
+const ENOUGH: usize = 4;
+
 /// Most that a copy may lie behind without being worth a line.
 const LAG: u64 = 1_000;
 
@@ -95,10 +98,17 @@ pub(crate) async fn inspect(client: &Client, config: &LogConfig) -> Inspected {
         }
     }
     let mut sum = Sum { most: Some(0), ..Sum::default() };
-    for (index, group) in config.groups.iter().enumerate() {
-        for shard in 0..layout.groups.get(&group.name).copied().unwrap_or(0) {
-            look(&bucket, config, &layout.incarnation, (index, shard), &mut sum, &mut inspected).await;
+    let shards = config.groups.iter().enumerate().flat_map(|(index, group)| {
+        let count = layout.groups.get(&group.name).copied().unwrap_or(0);
+        (0..count).map(move |shard| (index, shard))
+    });
+    for place in shards {
+        if inspected.findings.iter().filter(|finding| finding.state == State::Failed).count() >= ENOUGH {
+            let found = "the others were not looked at, because so much failed";
+            inspected.findings.push(Finding::skipped("streams", found, "mend what is named above first"));
+            break;
         }
+        look(&bucket, config, &layout.incarnation, place, &mut sum, &mut inspected).await;
     }
     let failed = inspected.findings.iter().any(|finding| finding.state == State::Failed);
     let summary = sum.text(config.replicas);
