@@ -66,7 +66,7 @@ lint: ## Check format, clippy's warnings, and the crates' licences, sources and 
 fmt: ## Format the Rust code
 	cargo fmt --all
 
-bench: ## Measure and print the table of performance figures, 10 minutes (ARGS="deliveries --burst 8" for one line)
+bench: ## Measure and print the table of performance figures, 12 minutes (ARGS="deliveries --burst 8" for one line)
 	@cargo build --release --package plenum --package plenum-bench
 	@target/release/plenum-bench $(ARGS)
 
