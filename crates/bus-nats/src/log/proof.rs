@@ -37,7 +37,8 @@ impl End {
             Some(last) if position == last => Some(true),
             Some(last) if position > last => Some(false),
             Some(_) => None,
-            // Whatever the channel had lies at or before the front.
+            // Whatever the channel had lies at or before the front; or before that of another server, whose clock is ahead,
+            // which the reader has to exclude.
             None => Some(position >= self.front && position <= self.stream_last),
         }
     }

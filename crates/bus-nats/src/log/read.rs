@@ -147,6 +147,10 @@ impl Reader<'_> {
     async fn after(&self, top: &Top, read: &Read, since: &Position) -> Result<Page, RequestError> {
         let position = since.offset;
         if let Some(complete) = top.end.settles(position) {
+            let complete = match complete && top.end.last.is_none() && position < top.end.stream_last {
+                true => self.is_young(top, position + 1).await?,
+                false => complete,
+            };
             let complete = complete || self.remembered(top, position).await?;
             let offset = if complete { top.end.top().max(position) } else { top.end.top() };
             return Ok(nothing(top, offset, complete));
@@ -412,12 +416,17 @@ impl Reader<'_> {
         if state.first_seq > position + 1 {
             return Ok(false);
         }
-        let next = match get_one(&top.client, &top.current.stream, position + 1).await {
-            Ok(next) => next,
+        self.is_young(top, position + 1).await
+    }
+
+    /// Whether no server can have trimmed the stream's entry at `seq` yet, nor one behind it.
+    async fn is_young(&self, top: &Top, seq: u64) -> Result<bool, RequestError> {
+        let entry = match get_one(&top.client, &top.current.stream, seq).await {
+            Ok(entry) => entry,
             Err(RequestError::NotFound) => return Ok(false),
             Err(error) => return Err(error),
         };
-        let age_ms = self.shard.now_ms().saturating_sub(next.time_ms);
+        let age_ms = self.shard.now_ms().saturating_sub(entry.time_ms);
         Ok(proof::is_out_of_reach(age_ms, self.shard.max_age_ms))
     }
 }
