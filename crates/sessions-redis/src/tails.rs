@@ -29,6 +29,9 @@ redis.call('SET', KEYS[1], ARGV[1] .. ARGV[2], 'PX', ARGV[3])
 return 1",
 );
 
+#[cfg(test)]
+pub(crate) static SCRIPTS: [&Script; 1] = [&KEEP];
+
 /// Tails on Redis.
 pub struct RedisTails {
     writing: Client,

@@ -25,6 +25,8 @@ pub async fn sessions_suite(make: impl AsyncFn(usize) -> Fixture<dyn Sessions>) 
         sizes_are_bounded => 1,
         a_snapshot_goes_forward_only => 2,
         snapshots_expire => 1,
+        a_snapshot_beyond_the_log_is_discarded => 2,
+        the_newest_of_many_snapshots_at_once_stays => 2,
     );
 }
 
@@ -161,7 +163,7 @@ async fn sizes_are_bounded(fixture: &Fixture<dyn Sessions>) {
     assert_eq!(sessions.update("s", 1, largest.clone(), LONG).await, Ok(2));
     assert_eq!(sessions.get("s").await.map(|there| there.state), Ok(largest.clone()));
     let position = Position { offset: 1, epoch: Epoch::from("e") };
-    let snapshot = |state| Snapshot { position: position.clone(), state };
+    let snapshot = |state| Snapshot { position: position.clone(), time: u64::MAX, state };
     assert!(size(sessions.keep_snapshot("c", snapshot(too_large), LONG).await.map(drop)));
     assert_eq!(sessions.keep_snapshot("c", snapshot(largest.clone()), LONG).await, Ok(true));
     assert_eq!(sessions.snapshot("c").await, Ok(Some(snapshot(largest))));
@@ -172,6 +174,7 @@ async fn a_snapshot_goes_forward_only(fixture: &Fixture<dyn Sessions>) {
     let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
     let snapshot = |epoch: &str, offset, state: &str| Snapshot {
         position: Position { offset, epoch: Epoch::from(epoch) },
+        time: offset / 2,
         state: bytes(state),
     };
     assert_eq!(one.snapshot("c").await, Ok(None));
@@ -194,9 +197,53 @@ async fn a_snapshot_goes_forward_only(fixture: &Fixture<dyn Sessions>) {
 
 async fn snapshots_expire(fixture: &Fixture<dyn Sessions>) {
     let sessions = &fixture.replicas[0];
-    let snapshot = Snapshot { position: Position { offset: 5, epoch: Epoch::from("e") }, state: bytes("x") };
+    let snapshot = at(5, "x");
     assert_eq!(sessions.keep_snapshot("c", snapshot.clone(), SHORT).await, Ok(true));
     fixture.let_pass(SHORT + SHORT / 10).await;
     assert_eq!(sessions.snapshot("c").await, Ok(None));
     assert_eq!(sessions.keep_snapshot("c", snapshot, SHORT).await, Ok(true));
+}
+
+/// A snapshot at a position of the epoch `e`.
+fn at(offset: u64, state: &str) -> Snapshot {
+    Snapshot { position: Position { offset, epoch: Epoch::from("e") }, time: 1_790_000_000_000, state: bytes(state) }
+}
+
+/// "One that does not fit is removed."
+async fn a_snapshot_beyond_the_log_is_discarded(fixture: &Fixture<dyn Sessions>) {
+    let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
+    let end = |offset, epoch: &str| Position { offset, epoch: Epoch::from(epoch) };
+    let ahead = at(19, "ahead");
+    assert_eq!(one.keep_snapshot("c", ahead.clone(), LONG).await, Ok(true));
+    assert_eq!(other.fitting_snapshot("c", &end(19, "e")).await, Ok(Some(ahead.clone())));
+    for position in [end(18, "e"), end(20, "e"), end(19, "f"), end(19, "")] {
+        assert_eq!(other.discard_snapshot("c", &position).await, Ok(false), "{position:?}");
+    }
+    assert_eq!(one.snapshot("c").await, Ok(Some(ahead.clone())));
+    assert_eq!(other.fitting_snapshot("c", &end(10, "e")).await, Ok(None));
+    assert_eq!(one.snapshot("c").await, Ok(None));
+    assert_eq!(one.discard_snapshot("c", &ahead.position).await, Ok(false), "it is gone");
+    // The log has grown past it: what is kept since counts.
+    assert_eq!(one.keep_snapshot("c", at(10, "right"), LONG).await, Ok(true));
+    assert_eq!(other.fitting_snapshot("c", &end(20, "e")).await, Ok(Some(at(10, "right"))));
+    assert_eq!(other.fitting_snapshot("c", &end(20, "f")).await, Ok(None), "another epoch");
+    assert_eq!(one.snapshot("c").await, Ok(None));
+    assert_eq!(one.fitting_snapshot("d", &end(20, "e")).await, Ok(None));
+}
+
+async fn the_newest_of_many_snapshots_at_once_stays(fixture: &Fixture<dyn Sessions>) {
+    const WRITERS: u64 = 50;
+    let keep = |n: u64| {
+        // Neither rising nor falling: 7 has no divisor in common with 50.
+        let offset = 1 + n * 7 % WRITERS;
+        let sessions = &fixture.replicas[(n % 2) as usize];
+        async move { sessions.keep_snapshot("c", at(offset, &format!("state {offset}")), LONG).await }
+    };
+    let outcomes = join_all((0..WRITERS).map(keep)).await;
+    assert!(outcomes.iter().all(Result::is_ok), "{outcomes:?}");
+    assert!(outcomes.contains(&Ok(true)));
+    let newest = at(WRITERS, &format!("state {WRITERS}"));
+    for sessions in &fixture.replicas {
+        assert_eq!(sessions.snapshot("c").await, Ok(Some(newest.clone())));
+    }
 }

@@ -10,7 +10,7 @@ use parking_lot::Mutex;
 use tokio::time::Instant;
 
 use super::expiring::Expiring;
-use crate::{MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, SessionError, Sessions, Snapshot, StoredSession};
+use crate::{MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, Position, SessionError, Sessions, Snapshot, StoredSession};
 
 /// Sessions and snapshots kept together; beyond it new ones are refused.
 const MAX_KEPT: usize = 1 << 20;
@@ -156,6 +156,16 @@ impl Sessions for MemorySessions {
         }
         state.snapshots.insert(channel.into(), snapshot, now + ttl);
         Ok(true)
+    }
+
+    async fn discard_snapshot(&self, channel: &str, position: &Position) -> Result<bool, SessionError> {
+        let mut state = self.state.lock();
+        state.forget_expired(Instant::now());
+        let there = state.snapshots.get(channel).is_some_and(|there| there.position == *position);
+        if there {
+            state.snapshots.remove(channel);
+        }
+        Ok(there)
     }
 }
 

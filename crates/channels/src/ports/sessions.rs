@@ -28,8 +28,17 @@ pub struct StoredSession {
 pub struct Snapshot {
     /// The state is the fold of everything up to here.
     pub position: Position,
+    /// When the state was made, by its maker's clock; Unix milliseconds.
+    pub time: u64,
     /// The state.
     pub state: Bytes,
+}
+
+impl Snapshot {
+    /// Whether a log that ends at `fresh_end` can have led to it: of the same epoch and not beyond.
+    pub fn fits(&self, fresh_end: &Position) -> bool {
+        self.position.epoch == fresh_end.epoch && self.position.offset <= fresh_end.offset
+    }
 }
 
 /// Why a session was not read or written.
@@ -105,4 +114,18 @@ pub trait Sessions: Send + Sync + 'static {
     /// Keeps a snapshot unless one at the same or a later position of the same epoch is there; false: it was not kept. One of another epoch is
     /// replaced.
     async fn keep_snapshot(&self, channel: &str, snapshot: Snapshot, ttl: Duration) -> Result<bool, SessionError>;
+
+    /// Removes the channel's snapshot if it is at this position; false: it was not there.
+    async fn discard_snapshot(&self, channel: &str, position: &Position) -> Result<bool, SessionError>;
+
+    /// The channel's snapshot if it fits a log that ends at `fresh_end`. One that does not is removed: the log went back, and
+    /// once it has grown past that position again the snapshot would be believed.
+    async fn fitting_snapshot(&self, channel: &str, fresh_end: &Position) -> Result<Option<Snapshot>, SessionError> {
+        let Some(snapshot) = self.snapshot(channel).await? else { return Ok(None) };
+        if snapshot.fits(fresh_end) {
+            return Ok(Some(snapshot));
+        }
+        self.discard_snapshot(channel, &snapshot.position).await?;
+        Ok(None)
+    }
 }

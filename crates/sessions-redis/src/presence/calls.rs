@@ -18,6 +18,9 @@ static STATS: Script = Script::new("presence_stats/1", include_str!("stats.lua")
 static TOUCH: Script = Script::new("presence_touch/1", include_str!("touch.lua"));
 static SWEEP: Script = Script::new("presence_sweep/1", include_str!("sweep.lua"));
 
+#[cfg(test)]
+pub(crate) static SCRIPTS: [&Script; 5] = [&JOIN, &LEAVE, &STATS, &TOUCH, &SWEEP];
+
 /// Users that one call of a sweep removes.
 const SWEPT_AT_ONCE: i64 = 500;
 

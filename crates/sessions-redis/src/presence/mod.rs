@@ -27,6 +27,8 @@ use tokio::sync::Semaphore;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
+#[cfg(test)]
+pub(crate) use self::calls::SCRIPTS;
 use self::calls::fence;
 use self::entry::parse_incarnation;
 use self::roster::Roster;

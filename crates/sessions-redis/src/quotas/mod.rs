@@ -30,6 +30,9 @@ static ENTER: Script = Script::new("quota_enter/1", include_str!("enter.lua"));
 static EXIT: Script = Script::new("quota_exit/1", include_str!("exit.lua"));
 static HOLD: Script = Script::new("quota_hold/1", include_str!("hold.lua"));
 
+#[cfg(test)]
+pub(crate) static SCRIPTS: [&Script; 4] = [&ENTER, &EXIT, &HOLD, &rates::TAKE];
+
 /// How often servers are looked at, and counts in doubt are written again.
 const ROUND: Duration = Duration::from_secs(1);
 

@@ -17,7 +17,7 @@ use crate::client::{Call, Client, Value};
 use crate::keys::Keys;
 use crate::script::Script;
 
-static TAKE: Script = Script::new("rate_take/1", include_str!("take.lua"));
+pub(super) static TAKE: Script = Script::new("rate_take/1", include_str!("take.lua"));
 
 /// How often Redis is told.
 pub(super) const FLUSH: Duration = Duration::from_millis(200);

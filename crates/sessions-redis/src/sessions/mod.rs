@@ -12,12 +12,17 @@ mod snapshots;
 #[cfg(test)]
 mod tests;
 
+#[cfg(test)]
+pub(crate) use self::scripts::ALL as SCRIPTS;
+
 use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use plenum_channels::{MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, SessionError, Sessions, Snapshot, StoredSession};
+use plenum_channels::{
+    MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, Position, SessionError, Sessions, Snapshot, StoredSession,
+};
 use tokio::time::{Instant, timeout_at};
 
 use self::record::{Header, Mark};
@@ -240,6 +245,10 @@ impl Sessions for RedisSessions {
 
     async fn keep_snapshot(&self, channel: &str, snapshot: Snapshot, ttl: Duration) -> Result<bool, SessionError> {
         self.write_snapshot(channel, snapshot, ttl).await
+    }
+
+    async fn discard_snapshot(&self, channel: &str, position: &Position) -> Result<bool, SessionError> {
+        self.remove_snapshot(channel, position).await
     }
 }
 

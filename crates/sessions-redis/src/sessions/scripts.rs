@@ -93,14 +93,27 @@ return n",
 
 /// Keeps a snapshot unless one at the same or a later offset of the same epoch is there. Offsets are 20 decimal digits:
 /// a server's language does not change their order, and no number loses digits. KEYS: snapshot.
-/// ARGV: epoch, offset, state, ttl in ms. Answers: 1 when it was kept.
+/// ARGV: epoch, offset, time, state, ttl in ms. Answers: 1 when it was kept.
 pub(super) static KEEP: Script = Script::new(
-    "snapshot_keep/1",
+    "snapshot_keep/2",
     "local h = redis.call('GETRANGE', KEYS[1], 0, 275)
 if #h > 0 then
   local n = string.byte(h, 1)
   if string.sub(h, 2, 1 + n) == ARGV[1] and string.sub(h, 2 + n, 21 + n) >= ARGV[2] then return 0 end
 end
-redis.call('SET', KEYS[1], string.char(#ARGV[1]) .. ARGV[1] .. ARGV[2] .. ARGV[3], 'PX', ARGV[4])
+redis.call('SET', KEYS[1], string.char(#ARGV[1]) .. ARGV[1] .. ARGV[2] .. ARGV[3] .. ARGV[4], 'PX', ARGV[5])
 return 1",
 );
+
+/// Removes a snapshot at this position. KEYS: snapshot. ARGV: epoch, offset. Answers: 1 when it was there.
+pub(super) static DISCARD: Script = Script::new(
+    "snapshot_discard/1",
+    "local h = redis.call('GETRANGE', KEYS[1], 0, 275)
+local n = string.byte(h, 1)
+if not n or string.sub(h, 2, 1 + n) ~= ARGV[1] or string.sub(h, 2 + n, 21 + n) ~= ARGV[2] then return 0 end
+redis.call('GETDEL', KEYS[1])
+return 1",
+);
+
+#[cfg(test)]
+pub(crate) static ALL: [&Script; 8] = [&CREATE, &UPDATE, &DELETE, &LIST, &LISTED, &UNLIST, &KEEP, &DISCARD];

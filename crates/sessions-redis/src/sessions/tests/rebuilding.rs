@@ -53,9 +53,8 @@ impl Replica {
     /// The snapshot where it belongs to this log and is not ahead of it, else nothing; then the rest of the log.
     async fn state(&self) -> Votes {
         let tail = self.log.tail("poker").await.unwrap().position;
-        let snapshot = patiently(async || self.sessions.snapshot("poker").await).await.unwrap();
-        let usable = snapshot.filter(|it| it.position.epoch == tail.epoch && it.position.offset <= tail.offset);
-        let (mut votes, mut position) = match usable {
+        let snapshot = patiently(async || self.sessions.fitting_snapshot("poker", &tail).await).await.unwrap();
+        let (mut votes, mut position) = match snapshot {
             Some(snapshot) => (serde_json::from_slice(&snapshot.state).unwrap(), snapshot.position),
             None => (Votes::new(), plenum_channels::Position { offset: 0, epoch: tail.epoch.clone() }),
         };
@@ -71,7 +70,7 @@ impl Replica {
                 break;
             }
         }
-        let snapshot = Snapshot { position, state: encode(&votes) };
+        let snapshot = Snapshot { position, time: 1, state: encode(&votes) };
         patiently(async || self.sessions.keep_snapshot("poker", snapshot.clone(), TTL).await).await.unwrap();
         votes
     }
@@ -107,8 +106,14 @@ async fn what_redis_lost_is_made_again_from_the_log() {
     let foreign = plenum_channels::Position { offset: 1, epoch: "other".into() };
     let ahead = plenum_channels::Position { offset: tail.offset + 9, epoch: tail.epoch.clone() };
     for position in [foreign, ahead] {
-        let wrong = Snapshot { position, state: encode(&Votes::from([("wrong".into(), "1".into())])) };
+        let wrong = Snapshot { position, time: 1, state: encode(&Votes::from([("wrong".into(), "1".into())])) };
         assert_eq!(one.sessions.keep_snapshot("poker", wrong, TTL).await, Ok(true));
         assert_eq!((other.state().await, other.folded_since().await), (votes.clone(), 41));
     }
+    // Nor is the one that was ahead once the log has grown past it.
+    for n in 0..10 {
+        one.append(&format!("later{n}=1")).await;
+    }
+    let votes = one.state().await;
+    assert_eq!((votes.len(), votes.contains_key("wrong"), one.folded_since().await), (16, false, 10));
 }
