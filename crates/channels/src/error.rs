@@ -88,6 +88,18 @@ pub(crate) enum Failure {
     Disconnect(Disconnect),
 }
 
+/// What clients read while entries of presence cannot be reached; without addresses.
+const PRESENCE_AWAY: &str = "presence is unavailable: Redis does not answer";
+/// The same for a limit of all replicas together that fails closed.
+pub(crate) const LIMITS_AWAY: &str = "the limit cannot be checked: Redis does not answer";
+
+impl Failure {
+    /// A temporary error that names its reason.
+    pub(crate) fn temporary(reason: &'static str) -> Self {
+        Failure::Error(ErrorReply { message: reason.into(), ..ErrorCode::INTERNAL.into() })
+    }
+}
+
 impl From<ErrorCode> for Failure {
     fn from(code: ErrorCode) -> Self {
         Failure::Error(code.into())
@@ -111,6 +123,10 @@ impl From<OperationError> for Failure {
             }
             OperationError::Append(AppendError::Indeterminate) => {
                 reply.message = error.to_string().into();
+            }
+            OperationError::Presence(error) => {
+                tracing::warn!(%error, "a client's command failed");
+                reply.message = PRESENCE_AWAY.into();
             }
             _ if code == ErrorCode::INTERNAL => tracing::warn!(%error, "a client's command failed"),
             _ => {}

@@ -15,6 +15,9 @@ use crate::settings::{ChannelSettings, ClientSettings, duration};
 
 pub use check::SettingsError;
 
+/// Subscribers of one channel where `session` is set and `subscriber_limit` is not.
+pub const SESSION_SUBSCRIBERS: usize = 50;
+
 /// Options of the channels of one namespace (`channel.namespaces[]`), or of those without one
 /// (`channel.without_namespace`). Names, defaults and meaning are Centrifugo v6's unless a field says "ours".
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -76,8 +79,11 @@ pub struct NamespaceOptions {
     /// What the name after the namespace must match (unanchored; the whole name without a namespace). Default empty:
     /// any ASCII name.
     pub channel_regex: String,
+    /// Ours: a channel is a session of people who meet, such as planning poker or a chat room. Default false.
+    pub session: bool,
     /// Ours: most subscribers of one channel, on all replicas where these share counts, else on this one; a further one
-    /// gets error 106. Server-side subscriptions count as well. Default 0: no bound.
+    /// gets error 106. Server-side subscriptions count as well. Default 0: no bound, or
+    /// [`SESSION_SUBSCRIBERS`] with `session`, as it then is after [`crate::Settings::compile`].
     pub subscriber_limit: usize,
     /// Ours: what becomes of a publication. Default `log`.
     pub durability: Durability,

@@ -73,6 +73,13 @@ pub struct Load {
     pub handshakes: u64,
     /// See [`Load::handshakes`].
     pub handshakes_accepted: u64,
+    /// Connect commands that were answered over the last minute, and those of them that were accepted: not refused for their
+    /// token, a limit, or something that was away.
+    #[serde(default)]
+    pub connects: u64,
+    /// See [`Load::connects`].
+    #[serde(default)]
+    pub connects_accepted: u64,
 }
 
 /// Upper bounds in milliseconds; absent without deliveries.
@@ -106,7 +113,7 @@ pub struct DependencyState {
 pub struct ClusterStats {
     /// Sums over the replicas.
     pub total: Load,
-    /// Share of handshakes that became connections over the last minute; absent without handshakes.
+    /// Share of the connect commands that were accepted over the last minute; absent without any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub connect_success: Option<f64>,
     /// The slowest replica's percentiles.
@@ -128,8 +135,7 @@ impl ClusterStats {
             worst.p95 = slower(worst.p95, latency.p95);
             worst.p99 = slower(worst.p99, latency.p99);
         }
-        let connect_success =
-            (total.handshakes > 0).then(|| total.handshakes_accepted as f64 / total.handshakes as f64);
+        let connect_success = (total.connects > 0).then(|| total.connects_accepted as f64 / total.connects as f64);
         Self { total, connect_success, delivery_latency_ms: worst, nodes }
     }
 }
@@ -154,6 +160,8 @@ impl Load {
         self.bytes_out_per_second += other.bytes_out_per_second;
         self.handshakes += other.handshakes;
         self.handshakes_accepted += other.handshakes_accepted;
+        self.connects += other.connects;
+        self.connects_accepted += other.connects_accepted;
     }
 }
 
@@ -202,6 +210,8 @@ impl History {
         load.bytes_out_per_second = rate(now.bytes_sent, then.bytes_sent);
         load.handshakes = now.handshakes.saturating_sub(then.handshakes);
         load.handshakes_accepted = now.accepted.saturating_sub(then.accepted);
+        load.connects = now.connects.saturating_sub(then.connects);
+        load.connects_accepted = now.connects_accepted.saturating_sub(then.connects_accepted);
         // Infinity is no JSON: beyond the last bucket its bound stands.
         let bound = |quantile| now.latency_since(&then, quantile).map(|seconds| (seconds * 1000.0).min(10_000.0));
         Percentiles { p50: bound(0.5), p95: bound(0.95), p99: bound(0.99) }
@@ -214,9 +224,9 @@ mod tests {
 
     #[test]
     fn sums_and_the_slowest_replica() {
-        let node = |name: &str, connections, cpu, handshakes, accepted, p99| NodeStats {
+        let node = |name: &str, connections, cpu, connects, accepted, p99| NodeStats {
             name: name.into(),
-            load: Load { connections, cpu, handshakes, handshakes_accepted: accepted, ..Load::default() },
+            load: Load { connections, cpu, connects, connects_accepted: accepted, ..Load::default() },
             delivery_latency_ms: Percentiles { p99, ..Percentiles::default() },
             ..NodeStats::default()
         };

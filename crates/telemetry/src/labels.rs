@@ -106,6 +106,15 @@ labels! {
 }
 
 labels! {
+    /// What became of a connect command.
+    Connect {
+        Accepted = "accepted",
+        /// For its token, a limit, or something that was away: an error or a disconnect.
+        Refused = "refused",
+    }
+}
+
+labels! {
     /// What became of a handshake.
     Handshake {
         Accepted = "accepted",

@@ -10,8 +10,8 @@ use prometheus::{
 
 use crate::process::ProcessCollector;
 use crate::{
-    ApiMethod, AppendFailure, CloseCode, Handshake, Label, Limit, LimitOutcome, Method, Recovery, ResultCode, Resume,
-    Transport, WireEncoding,
+    ApiMethod, AppendFailure, CloseCode, Connect, Handshake, Label, Limit, LimitOutcome, Method, Recovery, ResultCode,
+    Resume, Transport, WireEncoding,
 };
 
 /// Upper bounds in seconds: 100 µs to 10 s, for calls that end within a few milliseconds when all is well.
@@ -28,6 +28,7 @@ pub struct Metrics {
     registry: Registry,
     connections: Vec<IntGauge>,
     handshakes: Vec<IntCounter>,
+    connects: Vec<IntCounter>,
     commands: Vec<IntCounter>,
     disconnects: Vec<IntCounter>,
     recoveries: Vec<IntCounter>,
@@ -76,6 +77,7 @@ impl Metrics {
         Ok(Arc::new(Self {
             connections: connections(r)?,
             handshakes: counters::<Handshake>(r, "plenum_handshakes_total", "Handshakes by result.", "result")?,
+            connects: counters::<Connect>(r, "plenum_connects_total", "Connect commands by result.", "result")?,
             commands: commands(r)?,
             disconnects: counters::<CloseCode>(r, "plenum_disconnects_total", "Ended connections by code.", "code")?,
             recoveries: counters::<Recovery>(r, "plenum_recoveries_total", "Recoveries by result.", "result")?,
@@ -148,6 +150,11 @@ impl Metrics {
     /// Handshakes that ended so.
     pub fn handshakes(&self, result: Handshake) -> &IntCounter {
         &self.handshakes[result.index()]
+    }
+
+    /// Connect commands that ended so; none for clients that went before their answer.
+    pub fn connects(&self, result: Connect) -> &IntCounter {
+        &self.connects[result.index()]
     }
 
     /// Commands of a method that ended with `code`.

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use prometheus::core::Metric;
 
-use crate::{Handshake, Label, Metrics, process};
+use crate::{Connect, Handshake, Label, Metrics, process};
 
 /// Totals at one moment.
 #[derive(Clone, Debug)]
@@ -19,6 +19,10 @@ pub struct Vitals {
     pub handshakes: u64,
     /// Handshakes that became connections.
     pub accepted: u64,
+    /// Connect commands that were answered.
+    pub connects: u64,
+    /// Those of them that were accepted.
+    pub connects_accepted: u64,
     /// Publications received from the log.
     pub received: u64,
     /// Publications queued for subscribers.
@@ -44,6 +48,8 @@ impl Metrics {
             memory,
             handshakes,
             accepted: self.handshakes(Handshake::Accepted).get(),
+            connects: Connect::ALL.iter().map(|result| self.connects(*result).get()).sum(),
+            connects_accepted: self.connects(Connect::Accepted).get(),
             received: self.publications_received.get(),
             delivered: self.publications_delivered.get(),
             bytes_received: self.bytes_received.get(),

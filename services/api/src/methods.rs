@@ -6,7 +6,7 @@ use std::time::Instant;
 use futures_util::FutureExt;
 use futures_util::future::{Either, ready};
 use futures_util::stream::{self, StreamExt};
-use plenum_channels::{HistoryQuery, Node, OperationError, Publish, Published};
+use plenum_channels::{HistoryQuery, Node, NodeStats, OperationError, Publish, Published};
 use plenum_protocol::{ErrorCode, Unsubscribed};
 use plenum_telemetry::{ApiMethod, Metrics, ResultCode};
 
@@ -214,17 +214,42 @@ impl Call for request::InfoRequest {
     type Result = InfoResult;
 
     async fn call(self, node: &Arc<Node>) -> Result<InfoResult, ApiError> {
-        let nodes = node.info().await?.into_iter().map(|node| response::Node {
+        let stats = node.stats().await?;
+        Ok(InfoResult { nodes: stats.nodes.into_iter().map(response::Node::from).collect() })
+    }
+}
+
+impl From<NodeStats> for response::Node {
+    fn from(node: NodeStats) -> Self {
+        let count = |count: u64| u32::try_from(count).unwrap_or(u32::MAX);
+        let (load, latency) = (node.load, node.delivery_latency_ms);
+        let rates = [
+            ("handshakes_per_second", load.handshakes_per_second),
+            ("publications_per_second", load.publications_per_second),
+            ("deliveries_per_second", load.deliveries_per_second),
+            ("bytes_in_per_second", load.bytes_in_per_second),
+            ("bytes_out_per_second", load.bytes_out_per_second),
+        ];
+        let percentiles = [
+            ("delivery_latency_ms.p50", latency.p50),
+            ("delivery_latency_ms.p95", latency.p95),
+            ("delivery_latency_ms.p99", latency.p99),
+        ];
+        let percentiles = percentiles.into_iter().filter_map(|(name, value)| Some((name, value?)));
+        let items = rates.into_iter().chain(percentiles).map(|(name, value)| (name.to_owned(), value));
+        Self {
             uid: node.uid,
             name: node.name,
             version: node.version,
-            num_clients: node.num_clients,
-            num_users: node.num_users,
-            num_subs: node.num_subs,
-            num_channels: node.num_channels,
+            num_clients: count(load.connections),
+            num_users: count(load.users),
+            num_subs: count(load.subscriptions),
+            num_channels: count(load.channels),
             uptime: node.uptime,
-        });
-        Ok(InfoResult { nodes: nodes.collect() })
+            num_sessions: count(load.sessions),
+            process: Process { cpu: load.cpu * 100.0, rss: load.memory },
+            metrics: NodeMetrics { interval: 60.0, items: items.collect() },
+        }
     }
 }
 

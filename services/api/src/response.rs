@@ -156,6 +156,30 @@ pub struct Node {
     pub num_channels: u32,
     /// Seconds since it started.
     pub uptime: u32,
+    /// Distinct client ids; a connection that moves has the same id twice for a moment.
+    pub num_sessions: u32,
+    /// What the process uses.
+    pub process: Process,
+    /// Rates of the last minute.
+    pub metrics: NodeMetrics,
+}
+
+/// What a process uses.
+#[derive(Clone, Copy, Debug, Serialize, JsonSchema)]
+pub struct Process {
+    /// Processor use over the last minute in percent; 100 is one core.
+    pub cpu: f64,
+    /// Resident memory in bytes.
+    pub rss: u64,
+}
+
+/// Numbers by name.
+#[derive(Debug, Serialize, JsonSchema)]
+pub struct NodeMetrics {
+    /// Seconds that they are over; a younger node's are since its start.
+    pub interval: f64,
+    /// Rates per second and percentiles, named as in `GET /api/stats`; percentiles only with deliveries.
+    pub items: BTreeMap<String, f64>,
 }
 
 /// One reply per command, in the order of the commands.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use regex::Regex;
 
-use super::{Compiled, Durability, NamespaceOptions, Rules};
+use super::{Compiled, Durability, NamespaceOptions, Rules, SESSION_SUBSCRIBERS};
 use crate::ports::MAX_CHANNEL_BYTES;
 use crate::settings::{ChannelSettings, ClientSettings, MAX_PUBLICATION_BYTES, Settings, duration};
 
@@ -241,6 +241,9 @@ fn compile_options(
     }
     if options.history_meta_ttl.is_zero() {
         options.history_meta_ttl = meta_ttl;
+    }
+    if options.session && options.subscriber_limit == 0 {
+        options.subscriber_limit = SESSION_SUBSCRIBERS;
     }
     check_history(options, key)?;
     warn(options, key, warnings);

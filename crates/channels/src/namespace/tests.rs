@@ -172,6 +172,16 @@ fn what_does_nothing_is_a_warning() {
 }
 
 #[test]
+fn a_session_has_50_subscribers_unless_told_otherwise() {
+    let settings = compiled(
+        r#"{"channel": {"namespaces": [{"name": "poker", "session": true}, {"name": "hall", "session": true,
+            "subscriber_limit": 200}, {"name": "news"}]}}"#,
+    );
+    let limit = |channel| settings.resolve(channel).unwrap().namespace.subscriber_limit;
+    assert_eq!([limit("poker:a"), limit("hall:a"), limit("news:a"), limit("a")], [50, 200, 0, 0]);
+}
+
+#[test]
 fn personal_channels() {
     assert_eq!(compiled("{}").personal_channel("42"), None);
     let on = r#"{"client": {"subscribe_to_user_personal_channel": {"enabled": true}}}"#;

@@ -10,14 +10,14 @@ use plenum_protocol::codes::ErrorCode;
 use plenum_protocol::{
     ConnectRequest, ConnectResult, Disconnect, RefreshRequest, RefreshResult, Reply, ReplyResult, SubscribeRequest,
 };
-use plenum_telemetry::{Method, Resume as Resumed};
+use plenum_telemetry::{Connect as ConnectOutcome, Method, Resume as Resumed};
 use uuid::Uuid;
 
 use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
-use crate::error::Failure;
+use crate::error::{Failure, LIMITS_AWAY};
 use crate::limits::{Counted, Limited, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
@@ -98,6 +98,8 @@ impl Session {
     }
 
     pub(super) fn connected(&mut self, id: u32, outcome: Result<Box<Admitted>, Failure>) {
+        let result = if outcome.is_ok() { ConnectOutcome::Accepted } else { ConnectOutcome::Refused };
+        self.node.metrics.connects(result).inc();
         let admitted = match outcome {
             Ok(admitted) => *admitted,
             Err(failure) => {
@@ -321,7 +323,7 @@ async fn count(node: &Arc<crate::Node>, settings: &Compiled, identity: &Identity
     match node.limits.enter(place, identity.client, max, fallback).await {
         Ok(counted) => Ok(Some(counted)),
         Err(Refused::Full) => Err(Disconnect::CONNECTION_LIMIT.into()),
-        Err(Refused::Unknown) => Err(ErrorCode::INTERNAL.into()),
+        Err(Refused::Unknown) => Err(Failure::temporary(LIMITS_AWAY)),
     }
 }
 

@@ -17,7 +17,7 @@ use super::subscriptions::{CatchUp, Membership, Seat, Subscription};
 use super::{Caller, time_to_live};
 use crate::burst::publication_frame;
 use crate::channel::{GoLive, MemberTraits};
-use crate::error::Failure;
+use crate::error::{Failure, LIMITS_AWAY};
 use crate::limits::{Counted, Refused};
 use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, RecoveryMode, Since, SubscribeOverrides};
 
@@ -178,7 +178,7 @@ async fn count(caller: &Caller, plan: &Plan) -> Result<Option<Counted>, Failure>
     match caller.node.limits.enter(place, caller.identity.client, max, fallback).await {
         Ok(counted) => Ok(Some(counted)),
         Err(Refused::Full) => Err(ErrorCode::LIMIT_EXCEEDED.into()),
-        Err(Refused::Unknown) => Err(ErrorCode::INTERNAL.into()),
+        Err(Refused::Unknown) => Err(Failure::temporary(LIMITS_AWAY)),
     }
 }
 

@@ -198,4 +198,7 @@ async fn channels_and_info_count_what_is_there() {
     assert_eq!((&node["name"], &node["version"], &node["num_clients"]), (&json!("test"), &json!("0.0.0"), &json!(1)));
     assert_eq!((&node["num_users"], &node["num_subs"], &node["num_channels"]), (&json!(1), &json!(2), &json!(2)));
     assert_eq!(node["uid"].as_str().unwrap().len(), 36);
+    assert_eq!((&node["num_sessions"], &node["metrics"]["interval"]), (&json!(1), &json!(60.0)));
+    assert!(node["process"]["rss"].as_u64().unwrap() > 1 << 20 && node["process"]["cpu"].is_f64(), "{node}");
+    assert!(node["metrics"]["items"]["publications_per_second"].is_f64(), "{node}");
 }

@@ -56,6 +56,30 @@ async fn counts_rates_and_states_are_told_per_replica_and_summed() {
 }
 
 #[tokio::test]
+async fn rates_ratio_and_percentiles_are_those_of_the_last_minute() {
+    let fixture = fixture();
+    let end = tokio::time::Instant::now() + std::time::Duration::from_secs(30);
+    // The first reading is made once the node runs; what comes after it counts.
+    loop {
+        let mut client = Client::connect(&fixture.node, "42").await;
+        client.subscribe("log:a").await;
+        fixture.done("publish", json!({ "channel": "log:a", "data": {} })).await;
+        client.push().await;
+        let (_, stats) = stats(&fixture, Method::GET, KEY).await;
+        assert_eq!(stats["total"]["sessions"], 1, "{stats}");
+        let rates = ["publications_per_second", "deliveries_per_second"].map(|name| stats["total"][name].as_f64());
+        let latency = &stats["delivery_latency_ms"];
+        let bounds = ["p50", "p95", "p99"].map(|name| latency[name].as_f64().unwrap_or(0.0));
+        if rates.iter().all(|rate| *rate > Some(0.0)) && bounds[0] > 0.0 && stats["connect_success"] == 1.0 {
+            assert!(bounds.is_sorted(), "{stats}");
+            assert!(stats["total"]["connects"].as_u64() >= Some(1), "{stats}");
+            break;
+        }
+        assert!(tokio::time::Instant::now() < end, "{stats}");
+    }
+}
+
+#[tokio::test]
 async fn stats_need_the_key_and_a_get() {
     let fixture = fixture();
     assert_eq!(stats(&fixture, Method::GET, "wrong").await.0, StatusCode::UNAUTHORIZED);

@@ -374,9 +374,14 @@ const NAMESPACE: &[Entry] = &[
     ("allow_user_limited_channels", Switch, "Names may end in #user1,user2, who alone may subscribe."),
     ("channel_regex", Text, "What the name after the namespace must match, unanchored; empty: any ASCII name."),
     (
+        "session",
+        Switch,
+        "! A channel is a session of people, such as planning poker or a chat room: subscriber_limit is 50 where it is not set.",
+    ),
+    (
         "subscriber_limit",
         Number,
-        "! Subscribers of one channel, with redis.servers on all replicas together, else on this one; beyond it error 106. 0: no bound.",
+        "! Subscribers of one channel, with redis.servers on all replicas together, else on this one; beyond it error 106. 0: no bound, or 50 with session.",
     ),
     (
         "durability",

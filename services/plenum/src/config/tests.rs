@@ -541,6 +541,9 @@ connect = "200/1m"
 publish_rate = "closed"
 [channel.without_namespace]
 subscriber_limit = 50
+[[channel.namespaces]]
+name = "poker"
+session = true
 "#,
     );
     let config = loaded.unwrap().config;
@@ -550,6 +553,8 @@ subscriber_limit = 50
     assert_eq!(config.client.rate_limit.user.connect, None);
     assert_eq!(config.client.on_unavailable.publish_rate, plenum_channels::Fallback::Closed);
     assert_eq!(config.channel.without_namespace.subscriber_limit, 50);
+    let compiled = config.settings().compile().unwrap();
+    assert_eq!(compiled.resolve("poker:a").unwrap().namespace.subscriber_limit, 50);
     for (text, parts) in [
         ("[client.rate_limit.user]\npublish = \"50\"", &["client.rate_limit.user.publish", "20/1s"][..]),
         ("[client.rate_limit.user]\npublish = 50", &["client.rate_limit.user.publish", "20/1s"]),

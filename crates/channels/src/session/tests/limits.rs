@@ -1,6 +1,7 @@
 //! Limits that hold for all replicas together.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use plenum_protocol::codes::ErrorCode;
 use plenum_protocol::{
@@ -15,6 +16,7 @@ fn limited() -> Settings {
     let mut settings = settings();
     settings.client.user_connection_limit = 2;
     settings.channel.namespaces.push(NamespaceOptions { subscriber_limit: 2, ..open_namespace("small", 10) });
+    settings.channel.namespaces.push(NamespaceOptions { session: true, ..open_namespace("meeting", 10) });
     settings
 }
 
@@ -85,6 +87,32 @@ async fn subscribers_of_a_channel_are_counted_on_all_replicas() {
     assert_eq!(subscribe(first, "small:a").await.unwrap_err().code, ErrorCode::LIMIT_EXCEEDED.code);
     clients.pop();
     subscribe(&mut clients[0], "small:a").await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_session_of_people_has_50_subscribers_on_all_replicas() {
+    let mut cluster = Cluster::new();
+    let nodes = [cluster.replica(limited()), cluster.replica(limited())];
+    let mut clients = Vec::new();
+    for n in 0..51 {
+        let mut client = Client::connect(&nodes[n % 2]).await;
+        let outcome = subscribe(&mut client, "meeting:a").await;
+        assert_eq!(outcome.err().map(|error| error.code), (n == 50).then_some(ErrorCode::LIMIT_EXCEEDED.code), "{n}");
+        clients.push(client);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_presence_cannot_say_is_a_temporary_error_with_its_reason() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(limited());
+    let mut client = Client::connect(&node).await;
+    cluster.away.store(true, Ordering::Relaxed);
+    let error = subscribe(&mut client, "log:a").await.unwrap_err();
+    assert_eq!((error.code, error.temporary), (ErrorCode::INTERNAL.code, true));
+    assert_eq!(error.message, "presence is unavailable: Redis does not answer");
+    cluster.away.store(false, Ordering::Relaxed);
+    subscribe(&mut client, "log:a").await.unwrap();
 }
 
 /// Connects from an address, as a transport would have it.
