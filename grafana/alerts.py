@@ -14,18 +14,21 @@ def commands(which):
     return increase("plenum_commands_total", which) + " + " + increase("plenum_api_requests_total", which)
 
 
+# Results of handshakes that were refused for another replica to take.
+ON_PURPOSE = "draining|connection_limit|rate_limit"
 LATENCY = "plenum_delivery_duration_seconds"
 
 ALERTS = [
     {
         "alert": "PlenumConnectSuccessLow",
-        # A replica that drains, or is full for a second, refuses on purpose: the proxy takes another.
-        "expr": handshakes('result="accepted"') + " / (" + handshakes('result!="draining"') + " > 20) < 0.95",
+        # A replica that drains, is full, or takes no more this second refuses on purpose: the proxy takes another, and would make
+        # several refusals of one client's handshake.
+        "expr": handshakes('result="accepted"') + " / (" + handshakes(f'result!~"{ON_PURPOSE}"') + " > 20) < 0.95",
         "for": "5m",
         "severity": "critical",
         "summary": "Fewer than 95 % of the handshakes become connections",
         "description": "{{ $value | humanizePercentage }} of the handshakes of {{ $labels.job }} became connections over the last "
-        "5 minutes. The board Overview shows the reasons: limits, origins, certificates, bad requests.",
+        "5 minutes. The board Overview shows the reasons: origins, certificates, bad requests.",
     },
     {
         "alert": "PlenumLatencyHigh",
