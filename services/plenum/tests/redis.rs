@@ -1,4 +1,5 @@
-//! The built binary on a Redis Cluster that speaks TLS only, as the user of the access control list that `deploy/redis` ships.
+//! The built binary on a Redis Cluster that speaks TLS only, as the user of the access control list that `deploy/redis` ships; and
+//! without any Redis at the configured addresses.
 #![allow(clippy::unwrap_used)] // a test says what it expects by unwrapping
 
 mod common;
@@ -146,4 +147,70 @@ async fn presence_is_shared_over_tls_as_the_user_that_is_shipped() {
         let answer = presence(&server, "room");
         assert_eq!(answer["error"]["code"], 100, "{name}: {answer}");
     }
+}
+
+/// Sends a command and gives its reply.
+async fn ask(socket: &mut WebSocketStream<TcpStream>, id: u32, method: &str, request: Value) -> Value {
+    let mut command = json!({ "id": id });
+    command[method] = request;
+    socket.send(Message::text(command.to_string())).await.unwrap();
+    loop {
+        let frame = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap().to_string();
+        let replies = frame.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        if let Some(reply) = replies.into_iter().find(|reply| reply["id"] == id) {
+            return reply;
+        }
+    }
+}
+
+/// Ports at which nobody listens.
+fn nobody() -> Vec<String> {
+    let listeners = [0; 3].map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap());
+    listeners.iter().map(|listener| listener.local_addr().unwrap().to_string()).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_any_redis_messages_flow_and_clients_read_what_is_away() {
+    let (folder, nats) = (Folder::new(), NatsServer::start().await.unwrap());
+    let open = |name: &str, presence: bool| {
+        json!({
+            "name": name, "presence": presence, "allow_presence_for_client": presence, "allow_presence_for_anonymous": presence,
+            "history_size": 10, "history_ttl": "60s", "allow_subscribe_for_client": true, "allow_subscribe_for_anonymous": true,
+            "allow_publish_for_client": true, "allow_publish_for_anonymous": true,
+        })
+    };
+    let mut meeting = open("meeting", false);
+    meeting["session"] = true.into();
+    let settings = json!({
+        "http_api": { "key": KEY },
+        "client": { "allow_anonymous_connect_without_token": true, "on_unavailable": { "subscribers": "closed" } },
+        "channel": { "namespaces": [open("quiet", false), open("room", true), meeting] },
+        "nats": { "servers": [nats.url()], "max_bytes": 0 },
+        "redis": { "servers": nobody(), "key_secret": "a secret of this test, long enough" },
+    });
+    let server = Server::start(&["--config", &folder.write("away.json", &settings.to_string())]);
+    server.until("/readyz", 200);
+    let mut socket = subscriber(&server, "quiet:a").await;
+    let published = ask(&mut socket, 3, "publish", json!({ "channel": "quiet:a", "data": { "n": 1 } })).await;
+    assert!(published.get("error").is_none(), "{published}");
+    let (_, published) = server.api(KEY, "publish", r#"{"channel": "quiet:a", "data": {"n":2}}"#);
+    assert!(published.contains("\"offset\""), "{published}");
+    let history = server.api(KEY, "history", r#"{"channel": "quiet:a", "limit": 10}"#).1;
+    assert!(history.contains("{\"n\":1}") && history.contains("{\"n\":2}"), "{history}");
+
+    let presence_away =
+        json!({ "code": 100, "message": "presence is unavailable: Redis does not answer", "temporary": true });
+    let limit_away =
+        json!({ "code": 100, "message": "the limit cannot be checked: Redis does not answer", "temporary": true });
+    for (id, method, channel, error) in [
+        (4, "subscribe", "room:a", &presence_away),
+        (5, "presence", "room:a", &presence_away),
+        (6, "subscribe", "meeting:a", &limit_away),
+    ] {
+        let reply = ask(&mut socket, id, method, json!({ "channel": channel })).await;
+        assert_eq!(&reply["error"], error, "{method} {channel}: {reply}");
+    }
+    // What happened in between was delivered, and the connection stayed.
+    assert!(ask(&mut socket, 7, "publish", json!({ "channel": "quiet:a", "data": 3 })).await.get("error").is_none());
+    assert_eq!(server.get("/readyz").0, 200);
 }
