@@ -20,7 +20,7 @@ const ATTEMPT_MS = 5000; // then the publisher asks another replica, under the s
 const SLOW_MS = 300; // publications that took longer are named
 const GIVE_UP_MS = 60_000;
 const CATCH_UP_MS = 30_000;
-const PROBE_MS = 30_000;
+const PROBE_MS = 120_000; // longer than any fault
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const base64url = (value) => Buffer.from(value).toString('base64url');
@@ -338,6 +338,7 @@ const commands = {
       const client = new builds.json.Centrifuge('ws://balanced/connection/websocket', {
         websocket: sockets(i, false, {}),
         token: token(`probe-${i}`),
+        maxServerPingDelay: 2000,
         minReconnectDelay: 50,
         maxReconnectDelay: 500,
       });
