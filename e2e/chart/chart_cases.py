@@ -236,6 +236,35 @@ class Chart(Rendered):
         changed = sums("--set", "nginx.settings.CONNECTIONS=1000")
         self.assertEqual([key[1] for key in before if before[key] != changed[key]], ["plenum-nginx"])
 
+    def test_browsers_may_connect_from_where_the_chart_is_exposed_or_the_values_say(self):
+        def origins(*more):
+            found = resources("helm3", None, *[word for setting in more for word in ("--set", setting)])
+            return json.loads(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])["client"]["allowed_origins"]
+
+        ingress = ("ingress.enabled=true", "ingress.host=a.example")
+        self.assertEqual(origins(), [])
+        self.assertEqual(origins(*ingress), ["https://a.example", "http://a.example"])
+        self.assertEqual(origins(*ingress, "ingress.tlsSecret=tls"), ["https://a.example"])
+        self.assertEqual(origins("ingress.host=a.example"), [], "there is no such ingress")
+        self.assertEqual(origins("httpRoute.enabled=true", "httpRoute.hostnames={b.example}"),
+                         ["https://b.example", "http://b.example"])
+        self.assertEqual(origins(*ingress, "allowedOrigins={https://c.example}"), ["https://c.example"])
+        self.assertEqual(origins("allowedOrigins={https://c.example}", "config.client.allowed_origins={https://d.example}"),
+                         ["https://d.example"])
+
+    def test_replicas_believe_the_addresses_that_their_proxy_names(self):
+        def trusted(*more):
+            found = resources("helm3", None, *more)
+            return json.loads(found["ConfigMap", "plenum-config"]["data"]["plenum.json"])["http_server"]["trusted_proxies"]
+
+        self.assertIn("10.0.0.0/8", trusted())
+        self.assertEqual(trusted("--set", "websocket.trustedProxies={10.1.0.0/16}"), ["10.1.0.0/16"])
+        self.assertEqual(trusted("--set", "nginx.enabled=false"), [], "nobody is in front but strangers")
+        self.assertEqual(trusted("--set", "nginx.enabled=false", "--set", "nginx.trustedProxies={10.2.0.0/16}"), ["10.2.0.0/16"])
+
+    def test_the_domain_of_the_cluster_stands_nowhere_but_in_its_value(self):
+        self.assertNotIn("cluster.local", rendering.text("helm3", None, "--set", "global.clusterDomain=k8s.example"))
+
     # --- Who may talk to whom
 
     def test_policies_allow_what_the_drawing_shows_and_nothing_else(self):

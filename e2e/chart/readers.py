@@ -145,6 +145,7 @@ class Readers(Rendered):
                 values = scenarios()[name]
                 notes = self.notes(values)
                 self.assertIn("/connection/websocket", notes)
+                self.assertEqual("No browser can connect yet" in notes, name not in ("ingress", "gateway"))
                 for number in (1, 2, 3):
                     self.assertRegex(notes, rf"(?m)^  {number}\. ")
                 self.assertEqual(len(re.findall(r"^\s+(?:kubectl|helm) ", notes.split("Next:")[1], re.M)), 3)

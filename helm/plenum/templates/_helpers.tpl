@@ -115,11 +115,31 @@ capabilities:
 {{- end -}}
 {{- end -}}
 
+{{/* From where browsers may connect, as {"origins": […]}: what the user lists, or the names under which the chart exposes nginx. */}}
+{{- define "plenum.origins" -}}
+{{- $origins := .Values.allowedOrigins -}}
+{{- if not $origins -}}
+{{- if and .Values.ingress.enabled .Values.ingress.host -}}
+{{- $origins = append $origins (printf "https://%s" .Values.ingress.host) -}}
+{{- if not .Values.ingress.tlsSecret -}}{{- $origins = append $origins (printf "http://%s" .Values.ingress.host) -}}{{- end -}}
+{{- end -}}
+{{- if .Values.httpRoute.enabled -}}
+{{- /* Whether the gateway has TLS is not known here. */ -}}
+{{- range .Values.httpRoute.hostnames -}}
+{{- $origins = concat $origins (list (printf "https://%s" .) (printf "http://%s" .)) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+{{- toJson (dict "origins" (uniq $origins)) -}}
+{{- end -}}
+
 {{/* The configuration file: what the chart knows, and over it what the user set. */}}
 {{- define "plenum.config" -}}
 {{- $own := dict
-  "http_server" (dict "port" 8000 "internal_port" "9000")
-  "client" (dict "connection_rate_limit" (int .Values.websocket.handshakesPerSecond) "connection_limit" (int .Values.websocket.maxConnections))
+  "http_server" (dict "port" 8000 "internal_port" "9000"
+    "trusted_proxies" (ternary .Values.websocket.trustedProxies .Values.nginx.trustedProxies .Values.nginx.enabled))
+  "client" (dict "allowed_origins" (include "plenum.origins" . | fromJson).origins
+    "connection_rate_limit" (int .Values.websocket.handshakesPerSecond) "connection_limit" (int .Values.websocket.maxConnections))
   "shutdown" (dict "drain_time" (printf "%ds" (int .Values.drain.seconds)) "timeout" (printf "%ds" (int .Values.drain.restSeconds))
     "grace_period" (printf "%ds" (sub (int (include "plenum.grace" .)) (add1 (int .Values.drain.preStopSeconds)))))
   "nats" (include "plenum.natsConfig" . | fromJson)
@@ -164,5 +184,16 @@ capabilities:
 - name: PLENUM_REDIS__PASSWORD
   valueFrom:
     secretKeyRef: { name: {{ . }}, key: password }
+{{- end }}
+{{- if or .Values.redis.enabled .Values.externalRedis.servers }}
+- name: PLENUM_REDIS__KEY_SECRET
+  valueFrom:
+    secretKeyRef:
+      name: {{ include "plenum.secret" . }}
+      key: redis-key-secret
+      {{- if .Values.secrets.existingSecret }}
+      # A secret without it is taken; the log warns then.
+      optional: true
+      {{- end }}
 {{- end }}
 {{- end -}}
