@@ -102,3 +102,22 @@ fn system_roots() -> anyhow::Result<Vec<u8>> {
     let found = PLACES.iter().find(|place| Path::new(place).exists());
     Ok(std::fs::read(found.context(PLACES.join(", "))?)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use plenum_sessions_redis::keys::Keys;
+
+    use super::*;
+
+    #[test]
+    fn the_secret_of_the_configuration_decides_about_slots() {
+        let tag = |secret: &str| {
+            let text = serde_json::json!({ "servers": ["a:1"], "key_secret": secret });
+            let config: config::Redis = serde_json::from_value(text).unwrap();
+            Keys::new(&settings(&config).unwrap()).tag(&["user"])
+        };
+        assert_ne!(tag("one secret"), tag("another secret"));
+        assert_ne!(tag("one secret"), tag(""));
+        assert_eq!(tag(""), tag("plenum"), "without one it is the prefix");
+    }
+}
