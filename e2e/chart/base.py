@@ -13,6 +13,7 @@ from rendering import resources, scenarios  # noqa: E402
 BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
 NGINX = ROOT / ".tools/nginx/bin/nginx"
 NATS = ROOT / ".tools/nats/nats-server"
+REDIS = ROOT / ".tools/redis/bin"
 PROMTOOL = ROOT / ".tools/prometheus/bin/promtool"
 
 

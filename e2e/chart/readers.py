@@ -1,6 +1,7 @@
 """Those who read what the chart renders take it: nginx, Plenum, NATS, the shell, Prometheus, Grafana, and whoever installs it."""
 
 import base64
+import contextlib
 import json
 import os
 import pathlib
@@ -12,7 +13,7 @@ import tempfile
 
 import yaml
 
-from base import BINARY, NATS, NGINX, PROMTOOL, ROOT, Rendered
+from base import BINARY, NATS, NGINX, PROMTOOL, REDIS, ROOT, Rendered
 import rendering
 from cluster import free_port
 from peers import until
@@ -113,9 +114,55 @@ class Readers(Rendered):
 
     def test_the_shell_takes_the_scripts_of_redis(self):
         data = resources("helm3")["ConfigMap", "plenum-redis"]["data"]
-        for script in ("start", "bootstrap"):
+        for script in ("start", "ready", "stop", "bootstrap"):
             ended = subprocess.run(["sh", "-n"], input=data[script], capture_output=True, text=True, check=False)
             self.assertEqual(ended.returncode, 0, ended.stderr)
+
+    def test_a_redis_node_is_ready_with_its_data_and_a_primary_that_ends_gives_its_slots_away(self):
+        data = resources("helm3")["ConfigMap", "plenum-redis"]["data"]
+        port, one, other = free_port(), "127.0.0.1", "127.0.0.2"
+        secret = "a-password"
+        environment = {**os.environ, "PATH": f"{REDIS}:{os.environ['PATH']}", "OPERATOR_PASSWORD": secret}
+
+        def node(address, *words):
+            return subprocess.run([REDIS / "redis-cli", "--user", "operator", "-h", address, "-p", str(port), *words], text=True,
+                                  capture_output=True, check=False, env={**environment, "REDISCLI_AUTH": secret}).stdout
+
+        def script(name, address):
+            # A port of its own for what is 6379 in a pod.
+            text = data[name].replace('-h "$', f'-p {port} -h "$')
+            return subprocess.run(["sh", "-c", text], env={**environment, "POD_IP": address}, capture_output=True, text=True,
+                                  check=False).returncode
+
+        with tempfile.TemporaryDirectory() as path, contextlib.ExitStack() as ends:
+            for address in (one, other):
+                folder = pathlib.Path(path) / address
+                folder.mkdir()
+                (folder / "redis.conf").write_text(
+                    f"port {port}\nbind {address}\ncluster-announce-ip {address}\ndir {folder}\nsave \"\"\n"
+                    f"cluster-enabled yes\ncluster-port {free_port()}\n"
+                    f"user operator on >{secret} ~* &* +@all\nmasteruser operator\nmasterauth {secret}\n")
+                started = subprocess.Popen([REDIS / "redis-server", folder / "redis.conf"], stdout=subprocess.DEVNULL)
+                ends.callback(started.wait, 30)
+                ends.callback(started.terminate)
+                until("it answers", lambda address=address: "PONG" in node(address, "ping"), 30)
+            self.assertEqual(script("ready", one), 0, "a primary")
+            node(one, "cluster", "addslotsrange", "0", "16383")
+            bus = re.search(r"@(\d+)", node(other, "cluster", "nodes"))[1]
+            node(one, "cluster", "meet", other, str(port), bus)
+            known = node(one, "cluster", "myid").strip()
+            until("the replica follows", lambda: "OK" in node(other, "cluster", "replicate", known), 30)
+            until("the replica is ready", lambda: script("ready", other) == 0, 30)
+            until("its primary knows it", lambda: f"slave {known}" in node(one, "cluster", "nodes"), 30)
+            until("the slots are served", lambda: "cluster_state:ok" in node(other, "cluster", "info"), 30)
+            self.assertEqual(script("stop", one), 0)
+            self.assertEqual([node(each, "role").split("\n")[0] for each in (one, other)], ["slave", "master"])
+            until("the old primary is ready", lambda: script("ready", one) == 0, 30)
+            node(other, "config", "set", "masterauth", "wrong")
+            node(one, "config", "set", "masterauth", "wrong")
+            node(other, "client", "kill", "type", "replica")
+            until("a replica without its primary is not ready", lambda: script("ready", one) == 1, 30)
+            self.assertEqual(script("stop", one), 0, "a replica has nothing to give away")
 
     def test_prometheus_takes_the_rules_and_grafana_gets_every_dashboard(self):
         found = resources("helm3", scenarios()["ha"])
