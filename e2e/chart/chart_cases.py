@@ -170,7 +170,7 @@ class Chart(Rendered):
         for name, values, found in self.each():
             with self.subTest(scenario=name):
                 own = {value for key, value in self.leaves(rendering.written(values))
-                       if key.endswith(("existingSecret", "tlsSecret"))}
+                       if key.endswith(("existingSecret", "tlsSecret", "caSecret"))}
                 for owner, spec, _ in pod_templates(found):
                     for kind, used in self.used(spec):
                         if kind == "Secret" and used in own:
@@ -262,6 +262,22 @@ class Chart(Rendered):
         self.assertEqual(trusted("--set", "nginx.enabled=false"), [], "nobody is in front but strangers")
         self.assertEqual(trusted("--set", "nginx.enabled=false", "--set", "nginx.trustedProxies={10.2.0.0/16}"), ["10.2.0.0/16"])
 
+    def test_helm_test_connects_where_it_can_succeed_and_is_not_there_otherwise(self):
+        def way(*more):
+            found = resources("helm3", None, *[word for setting in more for word in ("--set", setting)])
+            pod = found.get(("Pod", "plenum-test-session"))
+            self.assertEqual(pod is None, ("NetworkPolicy", "plenum-test") not in found)
+            return pod and " ".join(word for word in pod["spec"]["containers"][0]["args"] if "://" in word or "--ca=" in word)
+
+        tls, ca = "nginx.tls.existingSecret=tls", "tests.caSecret=ca"
+        self.assertEqual(way(), "ws://plenum:80/connection/websocket")
+        self.assertEqual(way("nginx.enabled=false"), "ws://plenum-websocket:8000/connection/websocket")
+        self.assertIsNone(way(tls), "whom the certificate names is not known")
+        self.assertIsNone(way("nginx.settings.PROXY_PROTOCOL=on"))
+        self.assertEqual(way(tls, ca), "wss://plenum:443/connection/websocket --ca=/etc/plenum-ca/ca.crt")
+        self.assertEqual(way(tls, "tests.host=a.example"), "wss://a.example/connection/websocket")
+        self.assertEqual(way("tests.host=a.example:8080"), "ws://a.example:8080/connection/websocket")
+
     def test_the_domain_of_the_cluster_stands_nowhere_but_in_its_value(self):
         self.assertNotIn("cluster.local", rendering.text("helm3", None, "--set", "global.clusterDomain=k8s.example"))
 
@@ -312,6 +328,9 @@ class Chart(Rendered):
             arrows.add(("test", "nginx", 8443))
         else:
             arrows |= {(one, "nginx", port) for one in anybody for port in (8080, 8443)}
+        if name == "loadbalancer":
+            # `helm test` goes to a host whose address is not known here, on the ports of HTTP.
+            arrows.add(("test", "dns", 80))
         if name in ("no-redis", "full"):
             arrows.add(("nginx", "api", 9000))
         if name == "no-nginx":

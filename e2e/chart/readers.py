@@ -54,7 +54,7 @@ class Readers(Rendered):
                     self.assertEqual("location /api/" in conf, written["api"]["public"], name)
 
     def certificate(self, folder):
-        """A new pair in files of its own, as the kubelet makes them: nginx keeps at a reload what has the inode and second of before."""
+        """A new pair in files of its own, as the kubelet makes them: nginx keeps what has the inode and second of before."""
         self.succeeds("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
                       "-keyout", folder / "new.key", "-out", folder / "new.crt")
         for end in ("key", "crt"):
@@ -195,7 +195,7 @@ class Readers(Rendered):
                 values = scenarios()[name]
                 notes = self.notes(values)
                 self.assertIn("/connection/websocket", notes)
-                self.assertEqual("No browser can connect yet" in notes, name not in ("ingress", "gateway"))
+                self.assertEqual("No browser can connect yet" in notes, name not in ("ingress", "gateway", "loadbalancer"))
                 for number in (1, 2, 3):
                     self.assertRegex(notes, rf"(?m)^  {number}\. ")
                 self.assertEqual(len(re.findall(r"^\s+(?:kubectl|helm) ", notes.split("Next:")[1], re.M)), 3)

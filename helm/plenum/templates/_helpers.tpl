@@ -46,6 +46,23 @@ app.kubernetes.io/component: {{ . }}
 {{- define "plenum.nats" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}-nats{{- end -}}
 {{- define "plenum.redis" -}}{{ .Release.Name | trunc 40 | trimSuffix "-" }}-redis{{- end -}}
 
+{{/* Where `helm test` connects; empty: there is no test, because its way in has a certificate or a protocol that it cannot meet. */}}
+{{- define "plenum.testUrl" -}}
+{{- $tls := and .Values.nginx.enabled (ne .Values.nginx.tls.existingSecret "") -}}
+{{- $proxy := eq (get .Values.nginx.settings "PROXY_PROTOCOL" | default "" | toString) "on" -}}
+{{- $edge := or (and .Values.ingress.enabled (ne .Values.ingress.tlsSecret "")) .Values.httpRoute.enabled (ne .Values.tests.caSecret "") -}}
+{{- if .Values.tests.host -}}
+{{ ternary "wss" "ws" (or $tls $edge) }}://{{ .Values.tests.host }}/connection/websocket
+{{- else if not .Values.nginx.enabled -}}
+ws://{{ include "plenum.fullname" . }}-websocket:8000/connection/websocket
+{{- else if $proxy -}}
+{{- else if not $tls -}}
+ws://{{ include "plenum.fullname" . }}:{{ .Values.nginx.service.port }}/connection/websocket
+{{- else if .Values.tests.caSecret -}}
+wss://{{ include "plenum.fullname" . }}:{{ .Values.nginx.service.httpsPort }}/connection/websocket
+{{- end -}}
+{{- end -}}
+
 {{/* Seconds between SIGTERM's announcement and SIGKILL. */}}
 {{- define "plenum.grace" -}}
 {{- add .Values.drain.preStopSeconds .Values.drain.seconds .Values.drain.restSeconds 5 -}}
