@@ -249,10 +249,11 @@ function behind() {
 const commands = {
   /** A group of `count` clients spread over `channels`, at the replicas `homes` in turn; answers when all are there. */
   async group({ group, count, homes = [0, 1, 2], seconds = 30, channel, user, ...options }) {
+    const first = members(group).length;
     const made = Array.from({ length: count }, (_, i) => {
       const home = homes[i % homes.length];
       const place = channel === undefined ? channels[i % channels.length] : channel;
-      return new Member({ user: user ?? `${group}-${i}`, channel: place, home, variant: Math.floor(i / channels.length) % 2 ? 'protobuf' : 'json', ...options });
+      return new Member({ user: user ?? `${group}-${first + i}`, channel: place, home, variant: Math.floor(i / channels.length) % 2 ? 'protobuf' : 'json', ...options });
     });
     groups.set(group, [...members(group), ...made]);
     await until(() => trouble(notReady(group)), () => !notReady(group).length, seconds * 1000);
@@ -287,9 +288,10 @@ const commands = {
     return { members: ended };
   },
 
-  /** Breaks the sockets of a group, or of its first `count`, without a word. */
-  cut({ group, count }) {
-    for (const { state } of members(group).slice(0, count)) state.socket?.terminate();
+  /** Breaks the sockets of a group, or of its first `count` (at `replica`), without a word. */
+  cut({ group, count, replica }) {
+    const here = members(group).filter(({ state }) => replica === undefined || state.replica === replica);
+    for (const { state } of here.slice(0, count)) state.socket?.terminate();
     return {};
   },
 

@@ -50,10 +50,10 @@ def operator(node):
 
 class Frame:
     """Measures while its block runs, after eight seconds without a fault to compare with. `there`: who ought to be present all
-    the time, of the groups that stay. Presence is asked of `replicas`, of the channels of the groups and of the probes."""
+    the time, of `groups`. Presence is asked of `replicas`, of the channels of the groups and of the probes."""
 
-    def __init__(self, system, replicas=(STAYS,)):
-        self.system, self.there = system, expected(system, GROUPS)
+    def __init__(self, system, replicas=(STAYS,), groups=GROUPS):
+        self.system, self.there = system, expected(system, groups)
         names = [*CHANNELS, *(f"room:probe-{number}" for number in range(PROBES))]
         self.members = {channel: self.there.get(channel, set()) for channel in names}
         self.sampler = Sampler(system, replicas, names)
