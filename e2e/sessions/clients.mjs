@@ -252,7 +252,7 @@ const commands = {
     const first = members(group).length;
     const made = Array.from({ length: count }, (_, i) => {
       const home = homes[i % homes.length];
-      const place = channel === undefined ? channels[i % channels.length] : channel;
+      const place = channel === undefined ? channels[(first + i) % channels.length] : channel;
       return new Member({ user: user ?? `${group}-${first + i}`, channel: place, home, variant: Math.floor(i / channels.length) % 2 ? 'protobuf' : 'json', ...options });
     });
     groups.set(group, [...members(group), ...made]);
