@@ -269,6 +269,8 @@ fn unix_ms() -> i64 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use plenum_telemetry::State;
 
     use super::*;
@@ -295,11 +297,16 @@ mod tests {
         assert!(well.clocks.iter().all(|(_, ahead)| ahead.abs() < 5_000), "{:?}", well.clocks);
 
         cluster.servers[1].kill().unwrap();
-        let ill = check(cluster.config(), Duration::from_secs(5)).await;
-        let failed = failed(&ill);
         let gone = cluster.servers[1].address().to_string();
+        // The others need their time to agree that it is gone.
+        let deadline = Instant::now() + Duration::from_secs(60);
+        let mut ill = check(cluster.config(), Duration::from_secs(5)).await;
+        while !failed(&ill).iter().any(|finding| finding.advice.contains("bring the missing")) {
+            assert!(Instant::now() < deadline, "{ill:#?}");
+            ill = check(cluster.config(), Duration::from_secs(5)).await;
+        }
+        let failed = failed(&ill);
         assert!(failed.iter().any(|finding| finding.subject == format!("server {gone}")), "{failed:#?}");
-        assert!(failed.iter().any(|finding| finding.advice.contains("bring the missing")), "{failed:#?}");
         assert_eq!(found(&ill, "written and read"), 2, "{ill:#?}");
     }
 

@@ -1,6 +1,8 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use tokio::sync::{Semaphore, SemaphorePermit};
+
 use super::{RedisServer, Reply, ServerOptions};
 use crate::client::{Address, RedisConfig};
 use crate::keys::SLOTS;
@@ -37,7 +39,11 @@ const PATIENCE: Duration = Duration::from_secs(60);
 pub struct RedisCluster {
     /// The servers.
     pub servers: Vec<RedisServer>,
+    _turn: SemaphorePermit<'static>,
 }
+
+/// Clusters that live at once in a process: of more, servers starve on a small machine and are taken for dead.
+static TURNS: Semaphore = Semaphore::const_new(2);
 
 impl RedisCluster {
     /// Three primaries, three replicas, node timeout 1 s; ready.
@@ -45,7 +51,8 @@ impl RedisCluster {
         Self::start_with(&ClusterOptions::default()).await
     }
 
-    /// Starts a cluster and waits until every slot is served and every replica has caught up.
+    /// Starts a cluster and waits until every slot is served and every replica has caught up; before that, until fewer than
+    /// two others live in this process.
     pub async fn start_with(options: &ClusterOptions) -> io::Result<Self> {
         let settings = format!(
             "cluster-node-timeout {}\ncluster-require-full-coverage {}\ncluster-replica-validity-factor 0\n\
@@ -54,13 +61,14 @@ impl RedisCluster {
             if options.partial { "no" } else { "yes" },
             if options.server.tls.is_some() { "tls-cluster yes\ntls-replication yes\n" } else { "" },
         );
+        let turn = TURNS.acquire().await.map_err(io::Error::other)?;
         let mut servers = Vec::new();
         for _ in 0..PRIMARIES * (1 + options.replicas) {
             let mut server = RedisServer::prepare(&options.server, &settings)?;
             server.launch()?;
             servers.push(server);
         }
-        let mut cluster = RedisCluster { servers };
+        let mut cluster = RedisCluster { servers, _turn: turn };
         for server in &mut cluster.servers {
             server.ready(PATIENCE).await?;
         }

@@ -10,10 +10,12 @@ pub use admin::Reply;
 pub use cluster::{ClusterOptions, RedisCluster};
 pub use server::{RedisServer, ServerOptions, TestTls};
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
 
+use parking_lot::Mutex;
 use rand::Rng;
 
 /// The server binary: `PLENUM_TEST_REDIS_SERVER`, else what `deploy/tools/install redis` unpacked, else the PATH's.
@@ -32,11 +34,14 @@ fn binary() -> io::Result<PathBuf> {
     })
 }
 
+/// Ports that were given out: a server may not listen on its one yet.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
 /// A port that was free a moment ago, below the range of outgoing connections, which could take it before the server.
 fn free_port() -> io::Result<u16> {
     for _ in 0..1000 {
         let port = rand::rng().random_range(10_000..32_000);
-        if TcpListener::bind(("127.0.0.1", port)).is_ok() {
+        if GIVEN.lock().insert(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
             return Ok(port);
         }
     }
