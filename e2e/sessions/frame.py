@@ -1,13 +1,18 @@
-"""What every fault is measured with: stalls of messages, of subscribes and of looks at presence, and who is shown."""
+"""What every fault is measured with: stalls of messages, of subscribes and of looks at presence, who is shown, and what becomes
+of updates of sessions."""
 
 import contextlib
+import json
+import os
+import subprocess
 import threading
 import time
 
 from redis import Connection, RedisError
 from session_cases import GROUPS, STALL_SECONDS, described, expected, judge_delivery, require, seconds, stalls, told
-from system import CHANNELS, STAYS, Sampler
+from system import CHANNELS, ROOT, STAYS, Sampler
 
+UPDATES = os.environ.get("PLENUM_UPDATES", str(ROOT / "target/debug/examples/updates"))
 PROBES = 12  # loops that subscribe to a channel of their own, again and again
 CALM_SECONDS = 8
 HIDDEN_SECONDS = 2
@@ -44,6 +49,26 @@ class Gap(threading.Thread):
         return max(self.longest, time.monotonic() - self.last)
 
 
+class Updates:
+    """Sessions of the crate's store that a process of its own updates by compare-and-set: `PLENUM_UPDATES`, an example of the crate."""
+
+    def __init__(self, redis):
+        environment = dict(os.environ, REDIS_USER=redis.user, REDIS_PASSWORD=redis.password)
+        self.process = subprocess.Popen(
+            [UPDATES, *redis.servers], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        )
+
+    def finish(self):
+        output, _ = self.process.communicate("", timeout=90)
+        if self.process.returncode != 0:
+            raise RuntimeError(f"{UPDATES} ended with status {self.process.returncode}")
+        return json.loads(output)
+
+    def abandon(self):
+        self.process.kill()
+        self.process.wait()
+
+
 def operator(node):
     return "operator", node.passwords["operator"]
 
@@ -57,6 +82,7 @@ class Frame:
         names = [*CHANNELS, *(f"room:probe-{number}" for number in range(PROBES))]
         self.members = {channel: self.there.get(channel, set()) for channel in names}
         self.sampler = Sampler(system, replicas, names)
+        self.updates = None
 
     def __enter__(self):
         self.system.clients.run("probe", count=PROBES, namespace="room")
@@ -68,9 +94,12 @@ class Frame:
                 node.frozen = False
             self.gap = Gap(self.system.redis.nodes)
             self.begin = time.time()
+            self.updates = Updates(self.system.redis)
             self.sampler.__enter__()
             self.gap.start()
         except BaseException:
+            if self.updates:
+                self.updates.abandon()
             self.system.clients.run("probed")
             raise
         return self
@@ -80,6 +109,10 @@ class Frame:
         self.away = self.gap.finish()
         try:
             self.found, self.detail = stalls(self.system)
+            self.sessions = self.updates.finish()
+        except BaseException:
+            self.updates.abandon()
+            raise
         finally:
             self.system.clients.run("probed", wait=150)
 
@@ -96,6 +129,12 @@ class Frame:
         figures["longest stall of presence"] = f"{seconds(asked)}, refused: {self.sampler.errors or 'none'}"
         figures["subscribes"] = f"{self.detail['subscribes']}, refused: {self.detail['subscribeErrors'] or 'none'}"
         figures["longest missing from presence"] = seconds(hidden)
+        kept = self.sessions
+        figures["updates of sessions"] = (
+            f"{kept['acknowledged']} acknowledged, {kept['lost']} lost and told at {kept['told']} looks, {kept['silent']} lost silently; "
+            f"longest stall {seconds(kept['stall'])}"
+        )
+        require(wrong, kept["silent"] == 0, f"{kept['silent']} updates of sessions were lost without a word")
         require(wrong, hidden <= HIDDEN_SECONDS, f"somebody was missing for {hidden:.1f} s")
         require(wrong, not seen, f"observers were told: {described(seen)}")
         for what, stall in (("subscribe", subscribe), ("presence", asked)):
