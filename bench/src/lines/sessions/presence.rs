@@ -62,21 +62,32 @@ impl Presence {
                 let redis = servers.client().await?;
                 replicas.push(RedisPresence::start(redis, bus.side(), PresenceConfig::default()));
             }
+            let empty = rest(&servers, &replicas, self.seconds).await?;
             let mut lines = asked(&replicas).await?;
             lines.extend(one_channel(&replicas).await?);
-            lines.extend(self.at_rest(&servers, &replicas).await?);
+            lines.extend(self.at_rest(&servers, &replicas, empty).await?);
             Ok(lines)
         })
     }
 
-    async fn at_rest(&self, servers: &Servers, replicas: &[Arc<RedisPresence>]) -> Result<Vec<Line>> {
+    /// `empty`: what nobody costs.
+    async fn at_rest(
+        &self,
+        servers: &Servers,
+        replicas: &[Arc<RedisPresence>],
+        empty: (f64, f64),
+    ) -> Result<Vec<Line>> {
         let idle = rest(servers, replicas, self.seconds).await?;
         let channels = usize::try_from(self.channels)?;
         let rate = join(&replicas[0], (0..channels).map(|n| (format!("channel {n}"), member(n))).collect()).await?;
         let busy = rest(servers, replicas, self.seconds).await?;
         let name = format!("{} channels at rest", number(self.channels as f64));
         let without = |of: f64| format!("without them {} ms/s", number(of));
+        // The channels of those who were asked and who moved.
+        let large = format!("two channels of {} members at rest", number(MANY as f64));
         Ok(vec![
+            Line::new(format!("{large}, CPU of two replicas"), idle.0, "ms/s", None).notes(without(empty.0)),
+            Line::new(format!("{large}, CPU of six servers"), idle.1, "ms/s", None).notes(without(empty.1)),
             Line::new("presence joins, a channel each", rate, "/s", None),
             Line::new(format!("{name}, CPU of two replicas"), busy.0, "ms/s", None).notes(without(idle.0)),
             Line::new(format!("{name}, CPU of six servers"), busy.1, "ms/s", None).notes(without(idle.1)),
