@@ -29,7 +29,7 @@ stack-nats: ## Start three replicas on a cluster of three NATS servers on 127.0.
 	@cargo build --profile fast --package plenum
 	@exec deploy/stack/run $(ARGS)
 
-image: ## Build the server's image with docker, podman or buildah (ARGS="--tag plenum:1 --archive plenum.tar")
+image: ## Build the server's image, or with ARGS=--web nginx with the web files, with docker, podman or buildah (ARGS="--tag plenum:1")
 	@deploy/images/build $(ARGS)
 
 cluster: ## Build the image, load it and install the chart into the cluster of the current kubectl context (ARGS="--set …")

@@ -5,12 +5,14 @@ import pathlib
 import resource
 import signal
 import subprocess
+import time
 
 from cluster import ROOT, free_port
 from process import Process, clean_environment
 
 BINARY = ROOT / ".tools/nginx/bin/nginx"
 RENDER = ROOT / "nginx/render"
+RELOAD_SECONDS = 30
 
 
 def rendered(settings):
@@ -68,7 +70,29 @@ class Nginx(Process):
         self.process.wait()
 
     def reload(self, **settings):
-        """New settings: new workers have them, old ones keep their connections."""
+        """New settings: new workers have them, old ones keep their connections and, when this returns, take no more.
+
+        Each set of workers counts connections of its own, so what comes while both take some is not spread evenly."""
         self.settings.update(settings)
         self.write()
+        old = self.workers()
         self.signal(signal.SIGHUP)
+        end = time.monotonic() + RELOAD_SECONDS
+        while not self.workers() - old or any(self.listens(pid) for pid in old):
+            if time.monotonic() > end:
+                raise RuntimeError(f"nginx did not reload within {RELOAD_SECONDS} s; see {self.log_path}")
+            time.sleep(0.01)
+
+    def workers(self):
+        """Process ids of the workers, also of those that only keep old connections."""
+        pid = self.process.pid
+        return set(pathlib.Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+
+    def listens(self, pid):
+        """Whether this worker still takes connections: it holds a socket that listens on the port."""
+        lines = [line.split() for line in pathlib.Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        listening = {f"socket:[{line[9]}]" for line in lines if line[3] == "0A" and line[1].endswith(f":{self.port:04X}")}
+        try:
+            return any(os.readlink(each) in listening for each in pathlib.Path(f"/proc/{pid}/fd").iterdir())
+        except OSError:
+            return pathlib.Path(f"/proc/{pid}").exists()  # a file was closed meanwhile: look again; or it has ended

@@ -124,8 +124,7 @@ class Stack:
         web = self.folder.resolve() / "web"
         web.mkdir()
         for file in PAGE.iterdir():
-            name = "centrifuge.js" if file.name.startswith("centrifuge-") else file.name
-            shutil.copy(file, web / name)
+            shutil.copy(file, web / file.name)
         return web
 
     def _prometheus(self):

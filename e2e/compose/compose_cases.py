@@ -71,15 +71,16 @@ class Compose(unittest.TestCase):
         self.assertLessEqual({"nginx", "api", "worker", "prometheus", "grafana", "traces"}, set(self.services))
 
     def test_images_are_named_by_version_and_those_of_the_chart(self):
-        chart = {}
+        chart, version = {}, re.search(r'appVersion: "?([^"\s]+)', (ROOT / "helm/plenum/Chart.yaml").read_text())[1]
         for file in (ROOT / "helm/plenum").rglob("values.yaml"):
-            chart |= dict(re.findall(r"repository: (\S+)\n\s+tag: (\S+)", file.read_text()))
+            chart |= dict(re.findall(r"repository: (\S+)\n(?:\s+#.*\n)*\s+tag: (\S+)", file.read_text()))
         for name, service in self.services.items():
             repository, _, tag = service["image"].rpartition(":")
             self.assertRegex(tag, r"\d+\.\d+\.\d+", name)
             short = repository.removeprefix("docker.io/library/")
             if short in chart:
-                self.assertEqual(tag, chart[short], name)
+                # Images of our own have the version of the chart.
+                self.assertEqual(tag, chart[short].strip('"') or version, name)
 
     def test_only_this_machine_reaches_a_port(self):
         for name, service in self.services.items():
@@ -91,8 +92,10 @@ class Compose(unittest.TestCase):
             for volume in service.get("volumes", []):
                 if volume["type"] == "bind":
                     self.assertTrue(pathlib.Path(volume["source"]).exists(), f"{name}: {volume['source']}")
-        build = self.services["websocket"]["build"]
-        self.assertTrue((pathlib.Path(build["context"]) / build["dockerfile"]).exists())
+        for name in ("websocket", "nginx"):
+            build = self.services[name]["build"]
+            file = pathlib.Path(build["context"]) / build["dockerfile"]
+            self.assertRegex(file.read_text(), rf"(?m)^FROM \S+ AS {build['target']}$")
 
     def test_servers_may_not_write_and_have_no_rights(self):
         for name, service in self.services.items():
@@ -116,6 +119,8 @@ class Compose(unittest.TestCase):
         configuration.write_text(output([ROOT / "nginx/render", *render, f"RUN={self.folder}", "OPEN_FILES=4096", "CONNECTIONS=1024",
                                          f"ACCESS_LOG={self.folder}/access.log"]))
         output([TOOLS / "nginx/bin/nginx", "-t", "-c", configuration])
+        root = re.search(r"root (\S+);", configuration.read_text())[1]
+        self.assertIn(f" {root}/\n", (ROOT / "deploy/images/Dockerfile").read_text(), "the files of the web image")
 
     def test_NATS_takes_its_settings(self):
         for number in range(3):

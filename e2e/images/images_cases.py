@@ -1,5 +1,5 @@
-"""The server's image, built by the file that users build it with, started by runc from its OCI archive without any network but
-its own: it serves messages, finds names, and knows certificates.
+"""The images, built by the file that users build them with, started by runc from their OCI archives without any network but
+their own: the server serves messages, finds names, and knows certificates; nginx serves the web files and leads to it.
 
     e2e/images/images_cases.py [words of a case]       needs root, buildah and runc
 
@@ -19,14 +19,19 @@ import tempfile
 import threading
 import time
 import unittest
+import urllib.request
 import zlib
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "e2e"))
+sys.path.insert(0, str(ROOT / "e2e/cluster"))
 import cases  # noqa: E402
+import pack  # noqa: E402
 
 NAME = "plenum.test"
 TAG = "localhost/plenum-image-test:1"
+WEB_TAG, BASE = "localhost/plenum-web-test:1", "localhost/plenum-image-test-nginx:1"
+PAGE = ROOT / "services/api/src/page"
 # A whole answer of the load test may take this long on a busy machine.
 SECONDS = 80
 MOST_BYTES = 48 * 1024 * 1024
@@ -95,14 +100,15 @@ class Names(threading.Thread):
 class Archive:
     """An OCI archive: its configuration, and its layers unpacked into a folder."""
 
-    def __init__(self, file, folder):
+    def __init__(self, file, folder, name="root"):
         with tarfile.open(file) as tar:
             blob = lambda digest: tar.extractfile("blobs/" + digest.replace(":", "/")).read()  # noqa: E731
             index = json.load(tar.extractfile("index.json"))
             manifest = json.loads(blob(index["manifests"][0]["digest"]))
             self.config = json.loads(blob(manifest["config"]["digest"]))
-            self.packed = sum(layer["size"] for layer in manifest["layers"])
-            self.root = folder / "root"
+            self.layers = [layer["size"] for layer in manifest["layers"]]
+            self.packed = sum(self.layers)
+            self.root = folder / name
             self.root.mkdir()
             for layer in manifest["layers"]:
                 data = blob(layer["digest"])
@@ -125,13 +131,15 @@ class Container:
         spec = json.loads((self.folder / "config.json").read_text())
         user, group = map(int, archive.config["config"]["User"].split(":"))
         spec["process"] |= {
-            "terminal": False, "user": {"uid": user, "gid": group}, "args": archive.config["config"]["Entrypoint"] + arguments,
+            "terminal": False, "user": {"uid": user, "gid": group},
+            "args": (archive.config["config"].get("Entrypoint") or []) + arguments,
             "env": archive.config["config"].get("Env", []), "cwd": "/", "noNewPrivileges": True,
             "capabilities": {kind: [] for kind in ("bounding", "effective", "permitted", "inheritable", "ambient")},
         }
         spec["root"] = {"path": str(archive.root), "readonly": True}
         # The test's own network, which has only 127.0.0.1.
         spec["linux"]["namespaces"] = [each for each in spec["linux"]["namespaces"] if each["type"] != "network"]
+        spec["mounts"].append({"destination": "/tmp", "type": "tmpfs", "source": "tmpfs", "options": ["mode=1777"]})
         spec["mounts"] += [{"destination": target, "type": "bind", "source": str(source), "options": ["bind", "ro"]}
                            for source, target in mounts]
         (self.folder / "config.json").write_text(json.dumps(spec))
@@ -163,6 +171,12 @@ class Built(unittest.TestCase):
         subprocess.run([ROOT / "deploy/images/build", "--prebuilt", binary(), "--tag", TAG, "--oci", archive], check=True,
                        capture_output=True, env=os.environ | {"PLENUM_IMAGE_ENGINE": "buildah"})
         cls.archive = Archive(archive, cls.folder)
+        # The public nginx cannot be pulled here: this machine's own is the base.
+        base, archive = cls.folder / "nginx.tar", cls.folder / "web.tar"
+        pack.nginx(base, BASE)
+        subprocess.run([ROOT / "deploy/images/build", "--web", "--nginx", f"{BASE}={base}", "--tag", WEB_TAG, "--oci", archive],
+                       check=True, capture_output=True, env=os.environ | {"PLENUM_IMAGE_ENGINE": "buildah"})
+        cls.web = Archive(archive, cls.folder, "web-root")
         cls.names = Names()
         cls.names.start()
         cls.resolv = cls.folder / "resolv.conf"
@@ -196,10 +210,13 @@ class Built(unittest.TestCase):
         container = Container(self.archive, self.folder, name, ["serve", "--config", "/plenum.json"], [
             (file, "/plenum.json"), (self.folder / "tls.crt", "/tls.crt"), (self.folder / "tls.key", "/tls.key")])
         self.addCleanup(container.stop)
+        return self.listening(container, 8000)
+
+    def listening(self, container, port):
         end = time.monotonic() + SECONDS / 2
         while True:
             try:
-                socket.create_connection(("127.0.0.1", 8000), 1).close()
+                socket.create_connection(("127.0.0.1", port), 1).close()
                 return container
             except OSError:
                 self.assertIsNone(container.process.poll(), "the server ended")
@@ -252,6 +269,27 @@ class Built(unittest.TestCase):
         self.assertEqual(status, 0, errors)
         status, said = server.stop("TERM")
         self.assertEqual(status, 0, said)
+
+    def test_nginx_serves_the_web_files_and_leads_to_the_server(self):
+        self.serve("server-behind")
+        config = self.web.config["config"]
+        self.assertEqual((config["User"], config["Labels"]["org.opencontainers.image.version"]), ("65532:65532", "1"))
+        # The first layer is the base; what is ours is small.
+        print(f"      {sum(self.web.layers[1:]) / 1e3:.0f} kB packed on top of nginx")
+        nginx = Container(self.web, self.folder, "nginx", config["Cmd"])
+        self.addCleanup(nginx.stop)
+        self.listening(nginx, 8080)
+        for file in PAGE.iterdir():
+            request = urllib.request.Request(f"http://127.0.0.1:8080/{file.name}", headers={"Accept-Encoding": "identity"})
+            with urllib.request.urlopen(request, timeout=10) as answer:
+                self.assertEqual(answer.read(), file.read_bytes(), file.name)
+                self.assertIn("default-src 'none'", answer.headers["Content-Security-Policy"])
+        with urllib.request.urlopen("http://127.0.0.1:8080/", timeout=10) as answer:
+            self.assertEqual(answer.read(), (PAGE / "index.html").read_bytes())
+        status, out, errors = self.load("client-nginx", f"ws://{NAME}:8080/connection/websocket")
+        self.assertEqual(status, 0, errors)
+        self.assertGreater(json.loads(out)["received"], 0)
+        self.assertEqual(nginx.stop("QUIT")[0], 0)
 
     def _hosts(self):
         file = self.folder / "hosts"

@@ -14,7 +14,7 @@ const FILES: [(&str, &str, &str); 5] = [
     ("/", HTML, include_str!("page/index.html")),
     ("/page.js", SCRIPT, include_str!("page/page.js")),
     ("/page.css", STYLE, include_str!("page/page.css")),
-    ("/centrifuge.js", SCRIPT, include_str!("page/centrifuge-5.8.0.min.js")),
+    ("/centrifuge.js", SCRIPT, include_str!("page/centrifuge.js")),
     ("/THIRD_PARTY", "text/plain; charset=utf-8", include_str!("page/THIRD_PARTY")),
 ];
 

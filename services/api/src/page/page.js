@@ -3,13 +3,16 @@
 // Two windows of this page talk through one channel. Going offline cuts the connection; coming back recovers from the
 // channel's history what was missed meanwhile.
 
-const CHANNEL = 'demo:lobby';
+// What follows # stays in the browser: `#token=…&channel=chat:lobby` for a server that wants tokens.
+const given = new URLSearchParams(location.hash.slice(1));
+const CHANNEL = given.get('channel') || 'demo:lobby';
 const MAX_LINES = 2000;
 
 const element = (id) => document.getElementById(id);
 const scheme = location.protocol === 'https:' ? 'wss' : 'ws';
 const centrifuge = new Centrifuge(`${scheme}://${location.host}/connection/websocket`, {
   name: 'page',
+  token: given.get('token') || '',
   minReconnectDelay: 100,
   maxReconnectDelay: 5000,
 });
@@ -92,7 +95,8 @@ centrifuge.on('connected', (context) => {
 });
 centrifuge.on('disconnected', (context) => {
   setStatus('disconnected');
-  if (!offline) notice(`${context.code} ${context.reason}`);
+  const hint = given.has('token') ? '' : ' (does this server want a token? Put #token=…&channel=… behind the address)';
+  if (!offline) notice(`${context.code} ${context.reason}${hint}`);
 });
 
 subscription.on('subscribed', (context) => {
@@ -150,5 +154,8 @@ element('offline').addEventListener('click', () => {
   }
 });
 
+window.addEventListener('hashchange', () => location.reload());
+
+element('channel').textContent = CHANNEL;
 subscription.subscribe();
 centrifuge.connect();
