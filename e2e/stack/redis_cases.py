@@ -82,7 +82,7 @@ class Redis(unittest.TestCase):
         victim, connection = self.holder("plenum:{a}")
         with connection:
             connection.ask("SET", "plenum:{a}", "kept")
-            connection.ask("WAIT", 1, 1000)
+            self.assertGreaterEqual(connection.ask("WAIT", 1, 4_000), 1)
         others = [node for node in self.cluster.nodes if node is not victim and node.role() == "master"]
         kept = self.key_of(others[0])
         victim.kill()
@@ -90,10 +90,10 @@ class Redis(unittest.TestCase):
         with others[0].connect("plenum") as connection:
             while sum(node.role() == "master" for node in self.cluster.nodes if node is not victim) < 3:
                 self.assertEqual(connection.ask("SET", kept, "1"), "OK")
-                self.assertLess(time.monotonic() - begin, 20, "no replica took over")
+                self.assertLess(time.monotonic() - begin, 60, "no replica took over")
                 time.sleep(0.02)
         took = time.monotonic() - begin
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while True:
             try:
                 _, connection = self.holder("plenum:{a}")

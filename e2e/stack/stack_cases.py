@@ -23,7 +23,7 @@ from peers import Refused, WebSocket, ask, until  # noqa: E402
 from whole import Stack, any_port, born, end_leftovers, taken  # noqa: E402
 
 BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
-START_SECONDS = 30
+START_SECONDS = 60
 USERS, PER_SECOND = 24, 40
 
 
@@ -204,7 +204,7 @@ class Whole(unittest.TestCase):
             publisher.join(30)
         wanted = list(range(publisher.count))
         try:
-            until("everybody has everything", lambda: all(each.done(publisher.count) for each in listeners), 20)
+            until("everybody has everything", lambda: all(each.done(publisher.count) for each in listeners))
         except AssertionError:
             pass  # told below, with what is missing
         for listener in listeners:
@@ -240,7 +240,7 @@ class Whole(unittest.TestCase):
             answer = json.loads(ask(port, "/api/v1/query?query=sum%20by%20(role)%20(up)").body)
             return {each["metric"]["role"]: each["value"][1] for each in answer["data"]["result"]}
 
-        until(lambda: f"all to be scraped: {up()}", lambda: up() == {"websocket": "3", "api": "1", "worker": "1"}, 20)
+        until(lambda: f"all to be scraped: {up()}", lambda: up() == {"websocket": "3", "api": "1", "worker": "1"})
 
     def test_every_query_of_every_board_returns_data(self):
         """With somebody connected, something published, something refused and somebody who comes back."""
@@ -249,7 +249,7 @@ class Whole(unittest.TestCase):
         for thread in [*listeners, publisher]:
             thread.start()
         try:
-            until("all are there", lambda: all(listener.joined.is_set() for listener in listeners), 20)
+            until("all are there", lambda: all(listener.joined.is_set() for listener in listeners))
             waiting = dict(board_queries()) | dict(alert_queries())
             self.assertGreater(len(waiting), 20)
 
