@@ -1,0 +1,72 @@
+"""Which cases of a failed suite run once more, and whether that run passed; e2e/run asks.
+
+A case that fails once on a busy machine and passes alone is named as unstable instead of failing everything. What is no such case
+keeps its failure: a suite that died, ended late or with a status of its own, or in which more than MOST cases failed."""
+
+import json
+import pathlib
+import re
+import subprocess
+
+MOST = 3
+MINUTES = 5  # for all second runs together
+
+RUST_LINE = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
+SUITE_LINE = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
+# A suite's line of a failed case: `FAIL  name (1.2 s)`, or `FAIL  7.1.3: why`.
+FAILED_CASE = re.compile(r"^FAIL  +(?:(.+) \(\d+(?:\.\d+)? s\)|([^:\n]+).*)$", re.MULTILINE)
+# Cargo's line before the tests of a program, and before those of a crate's documentation, which have none.
+RUST_PROGRAM = re.compile(r"^ +(?:Running .+ \((\S+)\)|Doc-tests \S+)$", re.MULTILINE)
+RUST_FAILURES = re.compile(r"^failures:\n((?:    \S.*\n)+)\ntest result: FAILED", re.MULTILINE)
+RUST_STATUS, SUITE_STATUS = 101, 1
+
+
+def sums(line, output):
+    """Passed, failed and skipped: of Rust over all programs, else as the last line says."""
+    found = line.findall(output)
+    if line is SUITE_LINE:
+        found = found[-1:]
+    return [sum(int(each[at]) for each in found) for at in range(3)]
+
+
+def candidates(line, status, output, without=()):
+    """The failed cases that may run again: names, of Rust (program, name); none where `without` names one of them."""
+    failed = sums(line, output)[1]
+    if not 0 < failed <= MOST or status != (RUST_STATUS if line is RUST_LINE else SUITE_STATUS):
+        return []
+    cases = rust_failures(output) if line is RUST_LINE else [a or b for a, b in FAILED_CASE.findall(output)]
+    # Names that do not account for every failure: something else happened.
+    return cases if len(cases) == failed and not set(cases) & set(without) else []
+
+
+def rust_failures(output):
+    """(program, name) of each failed test; none when a program ended without its result."""
+    starts = list(RUST_PROGRAM.finditer(output))
+    ends = [start.start() for start in starts[1:]] + [len(output)]
+    found = []
+    for start, end in zip(starts, ends):
+        section = output[start.end() : end]
+        if not RUST_LINE.search(section):
+            return []
+        if names := RUST_FAILURES.search(section):
+            found += [(start[1], name.strip()) for name in names[1].splitlines()]
+    return [] if any(program is None for program, _ in found) else found
+
+
+def passed(line, status, output):
+    """Whether a second run is a success: something ran, and nothing failed."""
+    ran, failed, _ = sums(line, output)
+    return status == 0 and ran > 0 and failed == 0
+
+
+def folder_of(program, root):
+    """The folder of the crate that a test program belongs to, in which Cargo runs it; None where Cargo does not know it."""
+    command = ["cargo", "test", "--workspace", "--locked", "--no-run", "--message-format", "json"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=MINUTES * 60, check=False)
+    for line in done.stdout.splitlines():
+        if not line.startswith("{"):
+            continue
+        message = json.loads(line)
+        if message.get("executable") == str(root / program):
+            return pathlib.Path(message["manifest_path"]).parent
+    return None
