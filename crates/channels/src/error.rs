@@ -93,6 +93,9 @@ const PRESENCE_AWAY: &str = "presence is unavailable: Redis does not answer";
 /// The same for a limit of all replicas together that fails closed.
 pub(crate) const LIMITS_AWAY: &str = "the limit cannot be checked: Redis does not answer";
 
+/// What a client reads that connects before a replica that has just started knows who is blocked.
+pub(crate) const BLOCKS_UNKNOWN: &str = "it is not known yet who is blocked: the log does not answer";
+
 impl Failure {
     /// A temporary error that names its reason.
     pub(crate) fn temporary(reason: &'static str) -> Self {

@@ -27,8 +27,9 @@ use crate::resume::{Grace, Resume};
 use crate::stats::{History, SAMPLE_EVERY};
 use crate::wheel::{TICK, Wheel};
 use crate::{
-    Answer, Compiled, Control, Dependency, Lease, Ledger, Load, Log, NodeInfo, NodeStats, Order, Outbox, OutboxLimits,
-    Presence, Question, Quotas, Released, Replica, Replicas, Results, Session, Settings, SettingsError, Target, Tokens,
+    Answer, Compiled, Control, Copies, Dependency, Lease, Ledger, Load, Log, NodeInfo, NodeStats, Order, Outbox,
+    OutboxLimits, Presence, Question, Quotas, Released, Replica, Replicas, Results, Session, Settings, SettingsError,
+    Target, Tokens,
 };
 
 /// How often the presence lease is renewed.
@@ -70,12 +71,14 @@ pub struct Shared {
     pub quotas: Option<Arc<dyn Quotas>>,
     /// First results of idempotency keys, beyond the log's window; `None`: not kept.
     pub results: Option<Arc<dyn Results>>,
+    /// Where replicas that start find blocks and revocations; `None`: in the ledger only.
+    pub copies: Option<Arc<dyn Copies>>,
 }
 
 impl Shared {
     /// For a process that is alone: everything in its memory.
     pub fn single() -> Self {
-        Self { ledger: MemoryLedger::new(), replicas: SoleReplica::new(), quotas: None, results: None }
+        Self { ledger: MemoryLedger::new(), replicas: SoleReplica::new(), quotas: None, results: None, copies: None }
     }
 }
 
@@ -161,7 +164,7 @@ impl Node {
             ledger: shared.ledger,
             replicas: shared.replicas,
             grace: Grace::default(),
-            access: Arc::new(Access::new()),
+            access: Arc::new(Access::new(shared.copies)),
             registry: Registry::new(),
             wheel: Wheel::new(),
             pulse: Pulse::new(),

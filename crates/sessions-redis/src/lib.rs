@@ -40,6 +40,7 @@
 
 pub mod check;
 pub mod client;
+mod copies;
 pub mod keys;
 pub mod presence;
 pub mod quotas;
@@ -50,6 +51,7 @@ mod tails;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 
+pub use copies::RedisCopies;
 pub use results::{RESULT_TTL, RedisResults};
 pub use sessions::RedisSessions;
 pub use tails::RedisTails;

@@ -9,22 +9,41 @@ use plenum_bus_nats::backup::{Summary, backup, restore};
 use crate::cli::{Backup, Restore, Source};
 use crate::config::{self, Config};
 use crate::nats;
+use crate::shelf::Shelf;
 
 /// Saves everything under `nats.prefix` into a folder.
 pub fn save(arguments: &Backup) -> anyhow::Result<ExitCode> {
     let config = with_nats(&arguments.source)?;
     let pool = nats::pool(&config.nats, "plenum-backup");
-    let summary = run(backup(&pool, &config.nats.prefix, &arguments.to))?.context("backup")?;
-    say("saved to", &arguments.to, &summary)
+    if !arguments.dated {
+        let summary = run(backup(&pool, &config.nats.prefix, &arguments.to))?.context("backup")?;
+        return say("saved to", &arguments.to, &summary);
+    }
+    let shelf = Shelf::new(&arguments.to);
+    let unfinished = shelf.unfinished()?;
+    let summary = match run(backup(&pool, &config.nats.prefix, &unfinished))? {
+        Ok(summary) => summary,
+        Err(error) => {
+            // What is incomplete only takes room.
+            let _ = std::fs::remove_dir_all(&unfinished);
+            return Err(error).context("backup");
+        }
+    };
+    let (place, removed) = shelf.put(&unfinished, &summary.made_at, arguments.keep)?;
+    if removed > 0 {
+        crate::print(&format!("removed {removed} older backups\n"))?;
+    }
+    say("saved to", &place, &summary)
 }
 
 /// Restores a folder.
 pub fn put_back(arguments: &Restore) -> anyhow::Result<ExitCode> {
     let config = with_nats(&arguments.source)?;
     let pool = nats::pool(&config.nats, "plenum-backup");
+    let from = if arguments.newest { Shelf::new(&arguments.from).newest()? } else { arguments.from.clone() };
     let (prefix, replicas) = (&config.nats.prefix, config.nats.replicas);
-    let summary = run(restore(&pool, prefix, replicas, &arguments.from))?.context("restore")?;
-    say("restored from", &arguments.from, &summary)
+    let summary = run(restore(&pool, prefix, replicas, &from))?.context("restore")?;
+    say("restored from", &from, &summary)
 }
 
 fn with_nats(source: &Source) -> anyhow::Result<Config> {

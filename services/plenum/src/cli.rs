@@ -181,6 +181,12 @@ pub struct Doctor {
     /// Server API, http://HOST:PORT/api, best on its own port
     #[arg(long)]
     pub api: Option<String>,
+    /// The same for each address that this URL's host has, so that every replica behind one name is reached; ws:// only
+    #[arg(long, value_name = "URL")]
+    pub each_url: Vec<String>,
+    /// Replicas that the connections must come to; 0: any number. Needs --api or --each-url
+    #[arg(long, default_value_t = 0, value_name = "COUNT")]
+    pub min_replicas: usize,
     /// Monitoring port of a NATS server, http://HOST:8222; repeat it for each server
     #[arg(long, value_name = "URL")]
     pub nats_monitoring: Vec<String>,
@@ -243,6 +249,12 @@ pub struct Backup {
     /// New or empty folder
     #[arg(long, value_name = "FOLDER")]
     pub to: PathBuf,
+    /// Into a folder of its own below --to, named by its time
+    #[arg(long)]
+    pub dated: bool,
+    /// Only this many dated backups stay, the newest ones; 0: all
+    #[arg(long, default_value_t = 0, value_name = "COUNT", requires = "dated")]
+    pub keep: usize,
 }
 
 #[derive(Debug, Args)]
@@ -252,6 +264,9 @@ pub struct Restore {
     /// Folder of a backup
     #[arg(long, value_name = "FOLDER")]
     pub from: PathBuf,
+    /// The newest of the dated backups below --from
+    #[arg(long)]
+    pub newest: bool,
 }
 
 #[derive(Debug, Subcommand)]

@@ -76,9 +76,7 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
         None => (MemoryLog::single(), MemoryControl::single()),
     };
     let mut shared = match &nats {
-        Some(nats) => {
-            Shared { ledger: nats.ledger.clone(), replicas: nats.replicas.clone(), quotas: None, results: None }
-        }
+        Some(nats) => Shared { ledger: nats.ledger.clone(), replicas: nats.replicas.clone(), ..Shared::single() },
         None => Shared::single(),
     };
     let mut presence: Arc<dyn Presence> = MemoryPresence::single();
@@ -93,6 +91,7 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
         shared.results = Some(redis.results.clone());
         if let Some(nats) = &nats {
             nats.remember_tails(redis.tails.clone());
+            shared.copies = Some(redis.copies.clone());
         }
         dependencies.push(redis);
     }

@@ -12,6 +12,7 @@ mod nats;
 mod redis;
 mod role;
 mod serve;
+mod shelf;
 mod token;
 
 use std::io::Write;

@@ -9,7 +9,7 @@ use plenum_channels::{Dependency, Replicas};
 use plenum_sessions_redis::client::{self, Layout, RedisCollector, RedisConfig, RedisMetrics, Tls};
 use plenum_sessions_redis::presence::{PresenceConfig, RedisPresence};
 use plenum_sessions_redis::quotas::RedisQuotas;
-use plenum_sessions_redis::{RedisResults, RedisTails};
+use plenum_sessions_redis::{RedisCopies, RedisResults, RedisTails};
 use plenum_telemetry::Metrics;
 
 use crate::config::{self, RedisMode};
@@ -30,6 +30,8 @@ pub struct Redis {
     pub results: Arc<RedisResults>,
     /// The port.
     pub tails: Arc<RedisTails>,
+    /// The port.
+    pub copies: Arc<RedisCopies>,
 }
 
 impl Redis {
@@ -42,7 +44,8 @@ impl Redis {
         let presence = RedisPresence::start(client.clone(), replicas.clone(), PresenceConfig::default());
         let quotas = RedisQuotas::start(client.clone(), replicas, QUOTA_LIFE);
         let (results, tails) = (RedisResults::new(&client), RedisTails::new(&client));
-        Ok(Arc::new(Self { client, presence, quotas, results, tails }))
+        let copies = RedisCopies::new(&client);
+        Ok(Arc::new(Self { client, presence, quotas, results, tails, copies }))
     }
 }
 

@@ -43,8 +43,15 @@ impl Node {
             self.resume.share_key().await?;
         }
         let mut anew = answered.elapsed() > READ_AGAIN;
+        let begin = Instant::now();
+        let (mut copied, mut read) = (None, 0);
+        if !*self.access.complete.borrow() && *self.access.revision.borrow() == 0 {
+            // Nobody was admitted yet, so there is nothing to carry out.
+            copied = self.access.adopt_copy(self.ledger.as_ref()).await?;
+            anew &= copied.is_none();
+        }
         loop {
-            let from = if anew { 0 } else { *self.access.revision.lock() };
+            let from = if anew { 0 } else { *self.access.revision.borrow() };
             let changes = match self.ledger.changes(from, PAGE).await {
                 Err(LedgerError::WentBack { known, found }) => {
                     tracing::error!(
@@ -52,7 +59,7 @@ impl Node {
                         found,
                         "the ledger went back: what is known of blocks stays, and it is read again"
                     );
-                    *self.access.revision.lock() = 0;
+                    self.access.revision.send_replace(0);
                     anew = false;
                     continue;
                 }
@@ -62,19 +69,37 @@ impl Node {
             if anew {
                 // What was erased meanwhile is not shown any more.
                 self.access.entries.write().clear();
-                *self.access.revision.lock() = 0;
+                self.access.revision.send_replace(0);
                 anew = false;
             }
             let Some(last) = changes.last().map(|record| record.revision) else { break };
+            read += changes.len();
             for record in changes {
+                self.access.copy.read(&record);
                 self.apply(record);
             }
-            *self.access.revision.lock() = last;
+            self.access.revision.send_replace(last);
         }
-        self.access.complete.send_if_modified(|complete| !std::mem::replace(complete, true));
         let now = unix_now();
         self.access.entries.write().retain(|_, entry| entry.holds(now));
+        let entries = self.access.entries.read().len();
+        if self.access.complete.send_if_modified(|complete| !std::mem::replace(complete, true)) {
+            let (took, copied) = (begin.elapsed(), copied.is_some());
+            tracing::info!(entries, read, copied, ?took, "blocks and revocations are known");
+        }
+        self.copy_if_due(entries);
         Ok(())
+    }
+
+    /// Makes a copy of the entries beside the following, which must not wait for it.
+    fn copy_if_due(&self, entries: usize) {
+        let Some((store, claimed)) = self.access.copy.is_due(entries) else { return };
+        let (access, ledger) = (self.access.clone(), self.ledger.clone());
+        tokio::spawn(async move {
+            if let Err(error) = access.make_copy(ledger.as_ref(), store.as_ref(), claimed).await {
+                tracing::info!(%error, "no copy of blocks and revocations was made");
+            }
+        });
     }
 
     fn apply(&self, record: Record) {

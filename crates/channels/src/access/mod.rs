@@ -4,18 +4,20 @@
 //! out on the connections that it holds; nobody is admitted before everything was read once.
 
 mod control;
+mod copy;
 mod follow;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use aws_lc_rs::digest::{SHA256, digest};
 use hashbrown::HashMap;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::RwLock;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{Notify, watch};
 
 use crate::node::unix_now;
-use crate::{ConnectionClaims, SubscriptionClaims};
+use crate::{ConnectionClaims, Copies, SubscriptionClaims};
 
 pub use self::control::{ConnectionInfo, TokenInfo};
 pub(crate) use self::follow::follow;
@@ -24,8 +26,8 @@ pub(crate) use self::follow::follow;
 const ENTRIES: &str = "a/";
 /// Ids up to this length stand in keys as they are, longer ones as a hash.
 const MAX_PLAIN: usize = 160;
-/// How long a connect waits for the first reading of the entries.
-const FIRST_READING: Duration = Duration::from_secs(5);
+/// How long a connect waits for the first reading of the entries; less than SDKs wait for a reply, so that they hear why.
+const FIRST_READING: Duration = Duration::from_secs(4);
 
 /// One entry, as it is stored.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -80,8 +82,11 @@ fn name(kind: char, id: &str) -> String {
         return format!("{ENTRIES}{kind}/={id}");
     }
     let hash = digest(&SHA256, id.as_bytes());
-    let hex: String = hash.as_ref().iter().map(|byte| format!("{byte:02x}")).collect();
-    format!("{ENTRIES}{kind}/#{hex}")
+    format!("{ENTRIES}{kind}/#{}", hex(hash.as_ref()))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 pub(crate) fn block_key(user: &str) -> String {
@@ -101,17 +106,20 @@ fn invalidation_key(user: &str, channel: &str) -> String {
 pub(crate) struct Access {
     entries: RwLock<HashMap<String, Entry>>,
     /// Up to which revision of the ledger it is complete.
-    revision: Mutex<u64>,
+    revision: watch::Sender<u64>,
+    /// The copy of all entries beside the ledger.
+    copy: copy::Known,
     complete: watch::Sender<bool>,
     /// Reads at once what changed.
     look: Notify,
 }
 
 impl Access {
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(copies: Option<Arc<dyn Copies>>) -> Self {
         Self {
             entries: RwLock::default(),
-            revision: Mutex::new(0),
+            revision: watch::Sender::new(0),
+            copy: copy::Known::new(copies),
             complete: watch::Sender::new(false),
             look: Notify::new(),
         }

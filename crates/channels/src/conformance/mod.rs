@@ -13,6 +13,7 @@ use std::time::Duration;
 use futures_util::future::BoxFuture;
 
 mod control;
+mod copies;
 mod ledger;
 mod log;
 mod presence;
@@ -24,6 +25,7 @@ mod sessions;
 mod tails;
 
 pub use control::control_suite;
+pub use copies::copies_suite;
 pub use ledger::ledger_suite;
 pub use log::{append_suite, live_suite, log_suite, read_suite};
 pub use presence::presence_suite;

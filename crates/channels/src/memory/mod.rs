@@ -1,6 +1,7 @@
 //! In-process implementations of the ports, shared by several replicas of one process where a test wants that.
 
 mod control;
+mod copies;
 mod expiring;
 mod expiry;
 mod ledger;
@@ -24,6 +25,7 @@ mod model_tests;
 mod tests;
 
 pub use control::{ControlBus, MemoryControl};
+pub use copies::MemoryCopies;
 pub use ledger::MemoryLedger;
 pub use log::{MemoryBroker, MemoryConfig, MemoryLog};
 pub use presence::{MemoryPresence, PresenceStore};

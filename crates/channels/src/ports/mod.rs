@@ -3,6 +3,7 @@
 //! Each port has one conformance suite (feature `conformance`) that every implementation passes.
 
 mod control;
+mod copies;
 mod ledger;
 mod log;
 mod presence;
@@ -14,6 +15,7 @@ mod tails;
 mod tokens;
 
 pub use control::*;
+pub use copies::*;
 pub use ledger::*;
 pub use log::*;
 pub use presence::*;

@@ -17,7 +17,7 @@ use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
-use crate::error::{Failure, LIMITS_AWAY};
+use crate::error::{BLOCKS_UNKNOWN, Failure, LIMITS_AWAY};
 use crate::limits::{Counted, Limited, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
@@ -192,7 +192,7 @@ impl Newcomer {
         let settings = node.settings();
         if !node.access.is_known().await {
             tracing::warn!("a connect is refused: it is not known yet who is blocked");
-            return Err(ErrorCode::INTERNAL.into());
+            return Err(Failure::temporary(BLOCKS_UNKNOWN));
         }
         let grant = self.grant(&settings, &request).await?;
         let claims = &grant.claims;

@@ -10,7 +10,7 @@ use plenum_tokens::{ConnectionTokenSpec, sign_connection};
 use tokio::time::Instant;
 
 use super::certificates::Shown;
-use super::{clocks, server};
+use super::{clocks, names, server};
 use crate::cli::Doctor;
 use crate::config::Config;
 
@@ -29,7 +29,7 @@ pub struct Checked {
 /// Connects through every `--url`, then publishes to all of them.
 pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Checked {
     let mut checked = Checked::default();
-    if arguments.url.is_empty() {
+    if arguments.url.is_empty() && arguments.each_url.is_empty() {
         let advice = "name one or more ways to the replicas: --url wss://HOST/connection/websocket";
         let skipped = || Finding::skipped("clients", "no --url was given", advice);
         (checked.websocket, checked.message) = (vec![skipped()], vec![skipped()]);
@@ -45,13 +45,22 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
     let api = arguments.api.as_deref().and_then(|url| HttpTarget::new(url, arguments.ca.as_deref()).ok());
     // Before the first connection of this check, so that none of them counts as somebody else's.
     let before = clients(api.as_ref(), config, limit).await;
-    let mut ways = Vec::new();
-    for (url, outcome) in join_all(arguments.url.iter().map(|url| way(arguments, url, &token, limit))).await {
+    let mut urls = arguments.url.clone();
+    for url in &arguments.each_url {
+        match names::each_address(url, limit).await {
+            Ok(found) => urls.extend(found),
+            Err(finding) => checked.websocket.push(finding),
+        }
+    }
+    let (mut ways, mut direct) = (Vec::new(), 0);
+    for (url, outcome) in join_all(urls.iter().map(|url| way(arguments, url, &token, limit))).await {
         match outcome {
             Ok(Way { target, certificate, clock, finding }) => {
                 checked.certificates.extend(certificate.map(|der| (url.clone(), der)));
                 checked.clocks.extend(clock);
                 checked.websocket.push(finding);
+                // Those of --url stand first.
+                direct += usize::from(!arguments.url.contains(&url));
                 ways.push(target);
             }
             Err(finding) => checked.websocket.push(finding),
@@ -60,7 +69,7 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
     if ways.is_empty() {
         checked.message.push(Finding::failed("message", "no --url leads to a replica", "see the lines above"));
     } else {
-        let group = Group { arguments, config, ways: &ways, token: &token, api, limit };
+        let group = Group { arguments, config, ways: &ways, direct, token: &token, api, limit };
         checked.message = group.message(before).await;
     }
     checked
@@ -173,6 +182,8 @@ struct Group<'a> {
     arguments: &'a Doctor,
     config: &'a Config,
     ways: &'a [Target],
+    /// How many of them lead to one replica each, all different.
+    direct: usize,
     token: &'a str,
     api: Option<HttpTarget>,
     limit: Duration,
@@ -216,7 +227,8 @@ impl Group<'_> {
             }
             findings.push(arrived(subject, sent, &mut members, &channel, &data, started).await);
         }
-        findings.extend(spread.map(|(before, after)| replicas(&before, &after, members.len())));
+        let spread = spread.map(|(before, after)| Spread::of(&before, &after, self.direct));
+        findings.extend(replicas(spread.as_ref(), self.direct, arguments.min_replicas, members.len()));
         join_all(members.into_iter().map(Probe::close)).await;
         findings
     }
@@ -261,20 +273,45 @@ async fn clients(api: Option<&HttpTarget>, config: &Config, limit: Duration) -> 
     Some(nodes.into_iter().map(|node| (node.uid, node.num_clients)).collect())
 }
 
-/// How many replicas the connections came to, by the clients that each counts.
-fn replicas(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, connections: usize) -> Finding {
+/// Over how many replicas connections are spread.
+struct Spread {
+    /// Replicas with connections of this check.
+    reached: usize,
+    /// Replicas with connections of anybody.
+    carriers: usize,
+}
+
+impl Spread {
+    /// By the clients that each replica counts; `direct` ways led to one replica each, whatever others did meanwhile.
+    fn of(before: &BTreeMap<String, u64>, after: &BTreeMap<String, u64>, direct: usize) -> Self {
+        let more = |(uid, count): &(&String, &u64)| before.get(*uid).copied().unwrap_or(0) < **count;
+        let reached = after.iter().filter(more).count().max(direct);
+        Self { reached, carriers: after.values().filter(|count| **count > 0).count().max(reached) }
+    }
+}
+
+/// How many replicas the connections came to, and whether these are enough.
+fn replicas(spread: Option<&Spread>, direct: usize, wanted: usize, connections: usize) -> Option<Finding> {
     const SUBJECT: &str = "spread over replicas";
-    let more = |(uid, count): &(&String, &u64)| before.get(*uid).copied().unwrap_or(0) < **count;
-    let reached = after.iter().filter(more).count();
-    let carriers = after.values().filter(|count| **count > 0).count().max(reached);
+    let reached = spread.map_or(direct, |spread| spread.reached);
     let found = format!("{connections} connections came to {reached} replicas");
-    match reached {
+    if reached < wanted {
+        let found = format!("{found}; {wanted} were wanted");
+        let advice =
+            "are all replicas ready, and does the proxy or the name know all of them? --each-url names them all";
+        return Some(Finding::failed(SUBJECT, found, advice));
+    }
+    if spread.is_none() && direct == 0 {
+        return None;
+    }
+    let carriers = spread.map_or(0, |spread| spread.carriers);
+    Some(match reached {
         1 if carriers > 1 && connections > 1 => {
             let advice = "does the proxy know all replicas (least_conn, resolve)? Name several ways with --url";
             Finding::warning(SUBJECT, found, advice)
         }
         _ => Finding::good(SUBJECT, found),
-    }
+    })
 }
 
 #[cfg(test)]
@@ -283,12 +320,30 @@ mod tests {
 
     use super::*;
 
+    fn counts(counts: [u64; 3]) -> BTreeMap<String, u64> {
+        ["a", "b", "c"].map(String::from).into_iter().zip(counts).collect()
+    }
+
+    fn state(before: [u64; 3], after: [u64; 3], direct: usize, wanted: usize) -> Option<State> {
+        let spread = Spread::of(&counts(before), &counts(after), direct);
+        replicas(Some(&spread), direct, wanted, 6).map(|finding| finding.state)
+    }
+
     #[test]
     fn one_replica_of_several_is_worth_a_line() {
-        let counts = |counts: [u64; 3]| ["a", "b", "c"].map(String::from).into_iter().zip(counts).collect();
-        for (after, state) in [([3, 3, 1], State::Good), ([1, 1, 7], State::Warning)] {
-            assert_eq!(replicas(&counts([1, 1, 1]), &counts(after), 6).state, state, "{after:?}");
-        }
-        assert_eq!(replicas(&counts([0, 0, 0]), &counts([6, 0, 0]), 6).state, State::Good, "a single process");
+        assert_eq!(state([1, 1, 1], [3, 3, 1], 0, 0), Some(State::Good));
+        assert_eq!(state([1, 1, 1], [1, 1, 7], 0, 0), Some(State::Warning));
+        assert_eq!(state([0, 0, 0], [6, 0, 0], 0, 0), Some(State::Good), "a single process");
+    }
+
+    #[test]
+    fn fewer_replicas_than_wanted_are_a_failure() {
+        assert_eq!(state([1, 1, 1], [3, 3, 1], 0, 2), Some(State::Good));
+        assert_eq!(state([1, 1, 1], [3, 3, 1], 0, 3), Some(State::Failed));
+        assert_eq!(state([9, 9, 9], [3, 3, 1], 3, 3), Some(State::Good), "others left meanwhile");
+        let without_api = |direct, wanted| replicas(None, direct, wanted, 6).map(|finding| finding.state);
+        assert_eq!(without_api(0, 0), None, "nobody can say");
+        assert_eq!(without_api(0, 1), Some(State::Failed));
+        assert_eq!(without_api(2, 2), Some(State::Good));
     }
 }

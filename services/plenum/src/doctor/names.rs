@@ -31,6 +31,7 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Vec<
         add(endpoint, "client.subscription_token.jwks_public_endpoint");
     }
     arguments.url.iter().for_each(|url| add(url, "--url"));
+    arguments.each_url.iter().for_each(|url| add(url, "--each-url"));
     arguments.api.iter().for_each(|url| add(url, "--api"));
     arguments.nats_monitoring.iter().for_each(|url| add(url, "--nats-monitoring"));
     if names.is_empty() {
@@ -58,6 +59,30 @@ async fn look_up(name: String, setting: &str, limit: Duration) -> Finding {
     }
 }
 
+/// The same URL once for each address that its host has. Errors are findings.
+pub async fn each_address(url: &str, limit: Duration) -> Result<Vec<String>, Finding> {
+    const ADVICE: &str =
+        "name it as ws://HOST:PORT/connection/websocket, with a host that has the address of every replica";
+    let failed = |reason: String| Finding::failed(url, reason, ADVICE);
+    let Some(host) = url.strip_prefix("ws://").and_then(|_| host(url)) else {
+        return Err(failed("it is no ws:// URL with a host name".into()));
+    };
+    match timeout(limit, lookup_host((host.as_str(), 0))).await {
+        Ok(Ok(found)) => {
+            let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
+            addresses.sort_unstable();
+            addresses.dedup();
+            let shown = |address: &IpAddr| match address {
+                IpAddr::V4(address) => address.to_string(),
+                IpAddr::V6(address) => format!("[{address}]"),
+            };
+            Ok(addresses.iter().map(|address| url.replacen(&host, &shown(address), 1)).collect())
+        }
+        Ok(Err(error)) => Err(failed(error.to_string())),
+        Err(_) => Err(failed(format!("no answer within {limit:?}"))),
+    }
+}
+
 /// The host of a URL or of `host:port`, unless it is an address or holds a placeholder.
 fn host(text: &str) -> Option<String> {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
@@ -72,6 +97,16 @@ fn host(text: &str) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn a_url_for_each_address_of_its_host() {
+        let limit = Duration::from_secs(30);
+        let urls = each_address("ws://localhost:8000/connection/websocket?x=localhost", limit).await.unwrap();
+        assert!(urls.contains(&"ws://127.0.0.1:8000/connection/websocket?x=localhost".to_owned()), "{urls:?}");
+        for wrong in ["wss://localhost:8000/", "ws://127.0.0.1:8000/", "localhost"] {
+            assert!(each_address(wrong, limit).await.is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn hosts_of_urls_and_addresses() {

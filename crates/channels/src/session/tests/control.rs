@@ -11,7 +11,7 @@ use crate::node::unix_now;
 use crate::{Node, OperationError, Target};
 
 /// What a connect with this token comes to: 0, an error's code, or the code of the close.
-async fn connect(node: &Arc<Node>, token: &str, data: String) -> u32 {
+pub(super) async fn connect(node: &Arc<Node>, token: &str, data: String) -> u32 {
     let mut client = Client::attach(node, Encoding::Json);
     let request = ConnectRequest { token: token.into(), data: data.into(), ..ConnectRequest::default() };
     let id = client.send(Request::Connect(Box::new(request)));

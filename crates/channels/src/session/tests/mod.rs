@@ -4,6 +4,7 @@ mod access;
 mod bounds;
 mod commands;
 mod control;
+mod copies;
 mod draining;
 mod joining;
 mod limits;
@@ -33,8 +34,8 @@ use crate::memory::{
     ReplicaBus,
 };
 use crate::{
-    ConnectionClaims, Lease, Ledger, Link, Log, NamespaceOptions, Node, Parts, Presence, PresenceError, PresenceStats,
-    Session, Settings, Shared, SubscribeOptions, SubscriptionClaims, TokenError, Tokens, Work,
+    ConnectionClaims, Copies, Lease, Ledger, Link, Log, NamespaceOptions, Node, Parts, Presence, PresenceError,
+    PresenceStats, Session, Settings, Shared, SubscribeOptions, SubscriptionClaims, TokenError, Tokens, Work,
 };
 
 /// Grants what a token spells out: `user[;exp=unix seconds][;channel=name][;client=id][;info=json][;subs=name,name]`. The signed
@@ -130,6 +131,8 @@ struct Cluster {
     presence: Arc<PresenceStore>,
     quotas: Arc<QuotaStore>,
     control: Arc<ControlBus>,
+    /// Where replicas that start find blocks and revocations.
+    copies: Option<Arc<dyn Copies>>,
     /// While true nobody can enter presence.
     away: Arc<AtomicBool>,
     started: u32,
@@ -186,6 +189,7 @@ impl Cluster {
             presence: PresenceStore::new(),
             quotas: QuotaStore::new(),
             control: ControlBus::new(),
+            copies: None,
             away: Arc::default(),
             started: 0,
         }
@@ -206,7 +210,8 @@ impl Cluster {
         };
         let replicas = self.replicas.side();
         let quotas = self.quotas.replica(replicas.clone());
-        let shared = Shared { ledger: self.ledger.clone(), replicas, quotas: Some(quotas), ..Shared::single() };
+        let (ledger, copies) = (self.ledger.clone(), self.copies.clone());
+        let shared = Shared { ledger, replicas, quotas: Some(quotas), copies, ..Shared::single() };
         let node = Node::with_shared(parts, shared).unwrap();
         node.start();
         node

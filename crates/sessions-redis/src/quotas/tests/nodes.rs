@@ -45,8 +45,10 @@ fn node(replicas: Arc<dyn Replicas>, quotas: Arc<RedisQuotas>, away: Fallback) -
         name: "test".into(),
         version: "0".into(),
     };
-    let node =
-        Node::with_shared(parts, Shared { ledger: MemoryLedger::new(), replicas, quotas: Some(quotas), results: None });
+    let node = Node::with_shared(
+        parts,
+        Shared { ledger: MemoryLedger::new(), replicas, quotas: Some(quotas), ..Shared::single() },
+    );
     let node = node.unwrap();
     node.start();
     node

@@ -1,0 +1,229 @@
+//! The copy of blocks and revocations, from which a replica starts.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use bytes::Bytes;
+use parking_lot::Mutex;
+
+use super::control::connect;
+use super::{Cluster, settings};
+use crate::memory::{MemoryCopies, MemoryLedger};
+use crate::{Copies, Ledger, LedgerError, Node, Record};
+
+const BLOCKED: usize = 1500;
+const REGISTER: &str = "c/entries";
+
+/// A ledger that counts the records that its readers got, and may be away.
+#[derive(Default)]
+struct Counting {
+    ledger: Mutex<Option<Arc<MemoryLedger>>>,
+    read: AtomicUsize,
+    away: AtomicBool,
+}
+
+impl Counting {
+    fn new() -> Arc<Self> {
+        let counting = Self::default();
+        *counting.ledger.lock() = Some(MemoryLedger::new());
+        Arc::new(counting)
+    }
+
+    fn inner(&self) -> Result<Arc<MemoryLedger>, LedgerError> {
+        let away = self.away.load(Ordering::Relaxed);
+        let inner = self.ledger.lock().clone().filter(|_| !away);
+        inner.ok_or(LedgerError::Unavailable { reason: "away".into() })
+    }
+
+    /// The records that were read since the last call.
+    fn take(&self) -> usize {
+        self.read.swap(0, Ordering::Relaxed)
+    }
+}
+
+#[async_trait]
+impl Ledger for Counting {
+    async fn get(&self, key: &str) -> Result<Option<Record>, LedgerError> {
+        self.inner()?.get(key).await
+    }
+
+    async fn put(
+        &self,
+        key: &str,
+        value: Option<Bytes>,
+        expected: Option<u64>,
+        ttl: Option<Duration>,
+    ) -> Result<u64, LedgerError> {
+        self.inner()?.put(key, value, expected, ttl).await
+    }
+
+    async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError> {
+        let changes = self.inner()?.changes(revision, limit).await?;
+        self.read.fetch_add(changes.len(), Ordering::Relaxed);
+        Ok(changes)
+    }
+}
+
+/// A store that takes its time.
+struct Slow(Arc<MemoryCopies>, Duration);
+
+#[async_trait]
+impl Copies for Slow {
+    async fn keep(&self, copy: Bytes, ttl: Duration) -> bool {
+        tokio::time::sleep(self.1).await;
+        self.0.keep(copy, ttl).await
+    }
+
+    async fn copy(&self, bytes: usize) -> Option<Bytes> {
+        tokio::time::sleep(self.1).await;
+        self.0.copy(bytes).await
+    }
+}
+
+fn cluster(ledger: &Arc<Counting>, copies: Arc<dyn Copies>) -> Cluster {
+    Cluster { copies: Some(copies), ..Cluster::on(ledger.clone()) }
+}
+
+fn user(n: usize) -> String {
+    format!("user-{n}")
+}
+
+async fn settle() {
+    tokio::time::sleep(Duration::from_secs(5)).await;
+}
+
+/// A cluster with many blocks; the copy is made as soon as a replica has read them.
+async fn blocked(ledger: &Arc<Counting>, copies: Arc<dyn Copies>) -> (Cluster, Arc<Node>) {
+    let mut cluster = cluster(ledger, copies);
+    let one = cluster.replica(settings());
+    for n in 0..BLOCKED {
+        one.block_user(&user(n), 0).await.unwrap();
+    }
+    settle().await;
+    // Made while the blocks came; another one holds them all.
+    tokio::time::sleep(Duration::from_secs(900)).await;
+    ledger.take();
+    (cluster, one)
+}
+
+/// Blocks hold on a replica that starts now; the records that it read.
+async fn start(cluster: &mut Cluster, ledger: &Counting) -> (Arc<Node>, usize) {
+    ledger.take();
+    let node = cluster.replica(settings());
+    for n in [0, BLOCKED / 2, BLOCKED - 1] {
+        assert_eq!(connect(&node, &user(n), String::new()).await, 3507, "{n}");
+    }
+    assert_eq!(connect(&node, "bert", String::new()).await, 0);
+    (node, ledger.take())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_replica_that_starts_reads_the_copy_and_what_came_after_it() {
+    let ledger = Counting::new();
+    let (mut cluster, one) = blocked(&ledger, MemoryCopies::new()).await;
+    let (_, read) = start(&mut cluster, &ledger).await;
+    assert!(read <= 2, "{read} records of the ledger were read");
+    one.unblock_user(&user(7)).await.unwrap();
+    one.block_user("anna", 0).await.unwrap();
+    one.revoke_token("spilled", 0).await.unwrap();
+    let (node, read) = start(&mut cluster, &ledger).await;
+    assert!((3..20).contains(&read), "{read} records of the ledger were read");
+    assert_eq!(connect(&node, &user(7), String::new()).await, 0, "erased after the copy");
+    assert_eq!(connect(&node, "anna", String::new()).await, 3507);
+    assert_eq!(connect(&node, "carl;jti=spilled", String::new()).await, 113);
+    assert_eq!(cluster.started, 3);
+}
+
+/// An erased register shows for an hour only: a copy is never used that is so old that it could lack the erasure.
+#[tokio::test(start_paused = true)]
+async fn an_old_copy_brings_no_block_back() {
+    let ledger = Counting::new();
+    let copies = MemoryCopies::new();
+    let (mut cluster, one) = blocked(&ledger, copies).await;
+    one.unblock_user(&user(7)).await.unwrap();
+    // Nobody makes another one.
+    ledger.away.store(true, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(1801)).await;
+    drop(one);
+    ledger.away.store(false, Ordering::Relaxed);
+    assert_eq!(ledger.get(REGISTER).await.unwrap(), None);
+    let (node, read) = start(&mut cluster, &ledger).await;
+    assert!(read >= BLOCKED - 1, "{read}");
+    assert_eq!(connect(&node, &user(7), String::new()).await, 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_not_the_copy_that_the_ledger_names_is_not_believed() {
+    let ledger = Counting::new();
+    let copies = MemoryCopies::new();
+    let (mut cluster, _one) = blocked(&ledger, copies.clone()).await;
+    let named: serde_json::Value =
+        serde_json::from_slice(&ledger.get(REGISTER).await.unwrap().unwrap().value.unwrap()).unwrap();
+    let bytes = named["copy"]["bytes"].as_u64().unwrap() as usize;
+    let good = copies.copy(bytes).await.unwrap();
+    assert!(start(&mut cluster, &ledger).await.1 <= 2);
+    let poisoned = String::from_utf8(good.to_vec()).unwrap().replacen("user-0", "user-X", 1);
+    // Emptied, and an answer that does not come.
+    let none: Arc<dyn Copies> = MemoryCopies::new();
+    let silent: Arc<dyn Copies> = Arc::new(Slow(copies.clone(), Duration::from_secs(3600)));
+    for other in [none, silent] {
+        cluster.copies = Some(other);
+        assert!(start(&mut cluster, &ledger).await.1 >= BLOCKED);
+    }
+    // Of the same length, but not the same.
+    cluster.copies = Some(copies.clone());
+    assert!(copies.keep(poisoned.into(), Duration::from_secs(600)).await);
+    assert!(start(&mut cluster, &ledger).await.1 >= BLOCKED);
+    // The same copy beside another ledger, which names none.
+    assert!(copies.keep(good, Duration::from_secs(600)).await);
+    *ledger.ledger.lock() = Some(MemoryLedger::new());
+    let fresh = cluster.replica(settings());
+    assert_eq!(connect(&fresh, &user(0), String::new()).await, 0);
+}
+
+/// A maker that slept between reading and naming lacks what came meanwhile: its claim has run out.
+#[tokio::test(start_paused = true)]
+async fn a_claim_that_ran_out_names_no_copy() {
+    let ledger = Counting::new();
+    for (takes, named) in [(50, true), (61, false)] {
+        *ledger.ledger.lock() = Some(MemoryLedger::new());
+        let mut cluster = cluster(&ledger, Arc::new(Slow(MemoryCopies::new(), Duration::from_secs(takes))));
+        let one = cluster.replica(settings());
+        one.block_user("anna", 0).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(takes + 5)).await;
+        let found = ledger.get(REGISTER).await.unwrap();
+        let is_copy = found.and_then(|record| record.value).is_some_and(|value| value.starts_with(b"{\"copy\""));
+        assert_eq!(is_copy, named, "after {takes} s");
+    }
+}
+
+/// Several replicas take turns: one of them makes the copy.
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_made_by_one_and_made_anew_before_it_ends() {
+    let ledger = Counting::new();
+    let mut cluster = cluster(&ledger, MemoryCopies::new());
+    let nodes: Vec<_> = (0..3).map(|_| cluster.replica(settings())).collect();
+    nodes[0].block_user("anna", 0).await.unwrap();
+    settle().await;
+    let mut revisions = Vec::new();
+    for _ in 0..120 {
+        let found = ledger.get(REGISTER).await.unwrap().expect("there is always one");
+        revisions.push(found.revision);
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    }
+    revisions.dedup();
+    // Every 15 minutes for two hours, two writes each.
+    assert!((8..=9).contains(&revisions.len()), "{revisions:?}");
+    assert!(revisions.windows(2).all(|pair| pair[1] - pair[0] == 2), "{revisions:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_blocks_or_resumes_nothing_is_written() {
+    let ledger = Counting::new();
+    let mut cluster = cluster(&ledger, MemoryCopies::new());
+    let _node = cluster.replica(settings());
+    tokio::time::sleep(Duration::from_secs(3600)).await;
+    assert_eq!(ledger.get(REGISTER).await.unwrap(), None);
+}
