@@ -7,6 +7,7 @@ import pathlib
 import signal
 import sys
 import tempfile
+import time
 import unittest
 import urllib.request
 
@@ -36,11 +37,12 @@ INTERNAL = [
 ]
 
 
-def metric(replica, name):
-    """The sum of a metric over its labels."""
+def metric(replica, name, label=""):
+    """The sum of a metric over its labels, or over those lines that have this label (`result="accepted"`)."""
     with urllib.request.urlopen(f"http://127.0.0.1:{replica.internal_port}/metrics", timeout=5) as response:
         lines = response.read().decode().splitlines()
-    return sum(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith((f"{name} ", f"{name}{{")))
+    found = [line for line in lines if line.startswith((f"{name} ", f"{name}{{")) and label in line]
+    return sum(float(line.rsplit(" ", 1)[1]) for line in found)
 
 
 class Replicas(unittest.TestCase):
@@ -168,6 +170,35 @@ class Replicas(unittest.TestCase):
             until("the limit is lifted", lambda: self.opened(full.port))
             self.connect(9)
             self.counted([10, 10, 10])
+
+    def test_a_fresh_replica_takes_so_many_a_second_and_the_rest_go_elsewhere_unseen(self):
+        a_second, fresh = 5, self.replicas[0]
+        self.connect(30)
+        self.counted([10, 10, 10])
+        fresh.settings["client"] |= {"connection_rate_limit": a_second}
+        fresh.write()
+        fresh.kill()
+        self.addCleanup(lambda: self.lift_rate(fresh))
+        begin = time.monotonic()
+        fresh.start()
+        fresh.wait_ready()
+
+        def handshakes(result):
+            return metric(fresh, "plenum_handshakes_total", f'result="{result}"')
+
+        # It has the fewest, so nginx asks it first for every one of them; a client that sees anything but 101 raises.
+        self.connect(60)
+        until(lambda: f"all are counted: {self.counts()}", lambda: sum(self.counts()) == 80)
+        taken, refused = handshakes("accepted"), handshakes("rate_limit")
+        seconds = int(time.monotonic() - begin) + 1  # of its clock, which began with it
+        self.assertGreater(refused, 0, "nothing was beyond the limit: the case shows nothing")
+        self.assertLessEqual(taken, a_second * seconds)
+        self.assertEqual(taken, self.counts()[0])
+        until("it goes on to fill", lambda: self.connect() and handshakes("accepted") > taken)
+
+    def lift_rate(self, replica):
+        replica.reload(client={"connection_rate_limit": 0})
+        until("there is no limit", lambda: all(self.opened(replica.port) for _ in range(50)))
 
     def opened(self, port):
         try:
