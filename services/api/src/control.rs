@@ -16,7 +16,7 @@ use crate::request::ASCII;
 use crate::response::{Empty, RawJson};
 
 /// Keeps a user out.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct BlockUserRequest {
     /// User id, 1 to 1024 characters.
     #[schemars(required, length(min = 1, max = 1024))]
@@ -28,7 +28,7 @@ pub struct BlockUserRequest {
 }
 
 /// Lets a user in again.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct UnblockUserRequest {
     /// User id, 1 to 1024 characters.
     #[schemars(required, length(min = 1, max = 1024))]
@@ -36,7 +36,7 @@ pub struct UnblockUserRequest {
 }
 
 /// Calls a token back.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct RevokeTokenRequest {
     /// Id of the token, its claim `jti`; 1 to 1024 characters.
     #[schemars(required, length(min = 1, max = 1024))]
@@ -48,7 +48,7 @@ pub struct RevokeTokenRequest {
 }
 
 /// Calls a user's older tokens back.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct InvalidateUserTokensRequest {
     /// User id, 1 to 1024 characters.
     #[schemars(required, length(min = 1, max = 1024))]
@@ -67,7 +67,7 @@ pub struct InvalidateUserTokensRequest {
 }
 
 /// Asks for a user's connections.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct ConnectionsRequest {
     /// User id, 1 to 1024 characters.
     #[schemars(required, length(min = 1, max = 1024))]

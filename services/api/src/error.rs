@@ -36,6 +36,11 @@ impl ApiError {
         Self { code: code.code, message: format!("{}: {details}", code.message) }
     }
 
+    /// Whether trying again later may help.
+    pub fn is_temporary(&self) -> bool {
+        [ErrorCode::INTERNAL.code, ErrorCode::TOO_MANY_REQUESTS.code].contains(&self.code)
+    }
+
     /// A field holds what is not allowed.
     pub(crate) fn value(field: &str, value: impl std::fmt::Debug, allowed: &str) -> Self {
         let mut value = format!("{value:?}");

@@ -17,6 +17,7 @@ mod methods;
 mod openapi;
 mod operations;
 mod page;
+mod queued;
 mod request;
 mod response;
 
@@ -28,5 +29,6 @@ pub use error::{ApiError, ErrorMode};
 pub use openapi::document as openapi_document;
 pub use operations::{Broker, BrokerState, Operations, OperationsConfig, OperationsParts};
 pub use page::Page;
+pub use queued::{Commands, QueuedCommand, QueuedPublication};
 pub use request::*;
 pub use response::*;

@@ -15,7 +15,7 @@ use crate::decode::{integer, object, offset, with_null};
 pub(crate) type Json = Box<RawValue>;
 
 /// Publishes into one channel.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("anyOf" = payload_given()))]
 pub struct PublishRequest {
     /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
@@ -48,7 +48,7 @@ pub struct PublishRequest {
 }
 
 /// Publishes the same payload into many channels.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("anyOf" = payload_given()))]
 pub struct BroadcastRequest {
     /// Channels, each at most 255 bytes; ASCII, unless their namespace has a `channel_regex`.
@@ -81,7 +81,7 @@ pub struct BroadcastRequest {
 }
 
 /// Subscribes connections of a user on the server's side.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct SubscribeRequest {
     /// User id.
     #[schemars(required, length(min = 1))]
@@ -160,7 +160,7 @@ pub struct StreamPosition {
 }
 
 /// Ends a subscription of a user.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct UnsubscribeRequest {
     /// User id.
     #[schemars(required, length(min = 1))]
@@ -175,7 +175,7 @@ pub struct UnsubscribeRequest {
 }
 
 /// Closes connections of a user, or one by its client or session id alone.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[schemars(extend("anyOf" = somebody_named()))]
 pub struct DisconnectRequest {
     /// User id; needed where neither `client` nor `session` is given.
@@ -193,7 +193,7 @@ pub struct DisconnectRequest {
 }
 
 /// Why connections are closed.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 #[schemars(rename = "Disconnect")]
 pub struct DisconnectSpec {
     /// 3000 to 3499 and 4000 to 4499: the client comes back; 3500 to 3999 and 4500 to 4999: it stays away.
@@ -206,7 +206,7 @@ pub struct DisconnectSpec {
 }
 
 /// Changes when connections of a user expire.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct RefreshRequest {
     /// User id.
     #[schemars(required, length(min = 1))]
@@ -230,7 +230,7 @@ pub struct RefreshRequest {
 macro_rules! about_one_channel {
     ($($(#[$doc:meta])* $name:ident)*) => {$(
         $(#[$doc])*
-        #[derive(Debug, Default, Deserialize, JsonSchema)]
+        #[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
         pub struct $name {
             /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
             #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
@@ -249,7 +249,7 @@ about_one_channel! {
 }
 
 /// Reads the history of a channel.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct HistoryRequest {
     /// Channel, at most 255 bytes; ASCII, unless its namespace has a `channel_regex`.
     #[schemars(required, length(min = 1, max = 255), extend("pattern" = ASCII))]
@@ -266,14 +266,14 @@ pub struct HistoryRequest {
 }
 
 /// Asks for active channels.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct ChannelsRequest {
     /// Glob pattern (`*`, `?`, `[a-z]`, `{a,b}`); all channels when empty.
     pub pattern: Option<String>,
 }
 
 /// Asks for the nodes.
-#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, Deserialize, JsonSchema)]
 pub struct InfoRequest {}
 
 /// The rule for channels in all namespaces but those that have a `channel_regex` of their own.

@@ -1,6 +1,7 @@
 //! Publishing to JetStream: without waiting, in batches, and one by one. `docs/nats.md` says when to use which.
 
 mod ack;
+mod dead_letters;
 mod envelope;
 mod publisher;
 #[cfg(test)]
@@ -11,6 +12,7 @@ use async_nats::{HeaderMap, Subject};
 use bytes::Bytes;
 
 pub use ack::{Ack, PublishError};
+pub use dead_letters::{DeadLetterError, DeadLetters, DeadLettersConfig};
 pub use envelope::{Envelope, EnvelopeError};
 pub use publisher::{BatchReport, FailedPublish, FailureSink, Publisher, PublisherConfig, PublisherStats};
 pub use window::{PendingAck, Window};
@@ -61,7 +63,7 @@ impl Outgoing {
 }
 
 /// The key of a name; the same in every process of one build.
-pub(crate) fn key_of(name: &str) -> u64 {
+pub fn key_of(name: &str) -> u64 {
     use std::hash::{BuildHasher, BuildHasherDefault, DefaultHasher};
     BuildHasherDefault::<DefaultHasher>::default().hash_one(name)
 }

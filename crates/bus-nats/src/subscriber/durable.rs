@@ -87,27 +87,66 @@ impl DurableConfig {
 pub(super) async fn read(running: Arc<Running>, client: async_nats::Client, config: DurableConfig) {
     let _last = LastOne(running.clone());
     let context = jetstream::new(client);
-    let mut delay = REOPEN_MIN;
+    let mut opening = Opening::new(&config.stream, &config.durable);
     loop {
-        let begun = Instant::now();
         let ended = tokio::select! {
             biased;
             () = running.ending.cancelled() => return,
             ended = deliver(&running, &context, &config) => ended,
         };
         let Err(error) = ended else { return };
-        if begun.elapsed() > REOPEN_MAX {
-            delay = REOPEN_MIN;
-        }
-        running.counts.reopened.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(stream = config.stream, durable = config.durable, %error, "the consumer is opened anew");
-        let pause = rand::rng().random_range(Duration::from_millis(50)..=delay);
-        delay = (delay * 2).min(REOPEN_MAX);
-        tokio::select! {
-            () = running.ending.cancelled() => return,
-            () = tokio::time::sleep(pause) => {}
+        if !opening.pause(&running, &error).await {
+            return;
         }
     }
+}
+
+/// The pauses between attempts to open a consumer.
+pub(super) struct Opening {
+    stream: String,
+    durable: String,
+    begun: Instant,
+    delay: Duration,
+}
+
+impl Opening {
+    pub(super) fn new(stream: &str, durable: &str) -> Self {
+        Opening { stream: stream.into(), durable: durable.into(), begun: Instant::now(), delay: REOPEN_MIN }
+    }
+
+    /// Says why there is another one, and waits; false when told to end.
+    pub(super) async fn pause(&mut self, running: &Running, error: &async_nats::Error) -> bool {
+        if self.begun.elapsed() > REOPEN_MAX {
+            self.delay = REOPEN_MIN;
+        }
+        running.counts.reopened.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(stream = self.stream, durable = self.durable, %error, "the consumer is opened anew");
+        let pause = rand::rng().random_range(Duration::from_millis(50)..=self.delay);
+        self.delay = (self.delay * 2).min(REOPEN_MAX);
+        let goes_on = tokio::select! {
+            () = running.ending.cancelled() => false,
+            () = tokio::time::sleep(pause) => true,
+        };
+        self.begun = Instant::now();
+        goes_on
+    }
+}
+
+/// What a message says about its delivery.
+pub(super) fn delivery(message: &jetstream::Message) -> Result<Delivery, async_nats::Error> {
+    let info = message.info()?;
+    Ok(Delivery {
+        sequence: info.stream_sequence,
+        attempt: info.delivered.max(1) as u64,
+        remaining: info.pending,
+        stored_ns: u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
+    })
+}
+
+/// The pause after this many failed tries.
+pub(super) fn delay(first: Duration, failed: u64) -> Duration {
+    let doublings = u32::try_from(failed.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
+    first.saturating_mul(1 << doublings).min(RETRY_MAX)
 }
 
 /// Delivers until the consumer breaks (an error) or the inbox is closed.
@@ -126,14 +165,8 @@ async fn deliver(
         .await?;
     while let Some(message) = messages.next().await {
         let message = message?;
-        let delivery = {
-            let info = message.info()?;
-            Delivery { sequence: info.stream_sequence, attempt: info.delivered.max(1) as u64, remaining: info.pending }
-        };
-        running.counts.received.fetch_add(1, Ordering::Relaxed);
-        if delivery.attempt > 1 {
-            running.counts.redelivered.fetch_add(1, Ordering::Relaxed);
-        }
+        let delivery = delivery(&message)?;
+        running.note_delivery(delivery.attempt);
         let message = message.message;
         let (bytes, ack) = (message.length, message.reply.clone());
         let message = Received::new(message, Some(delivery));
@@ -164,18 +197,13 @@ impl Settle {
                 }
                 (AckKind::Term, true)
             }
-            Err(_) => (AckKind::Nak(Some(self.delay(attempt))), false),
+            Err(_) => (AckKind::Nak(Some(delay(self.retry_delay, attempt))), false),
         };
         if let Some(reply) = &item.ack {
             // A lost answer is one more delivery after `ack_wait`.
             let _ = self.client.publish(reply.clone(), Bytes::from(answer)).await;
         }
         given_up
-    }
-
-    fn delay(&self, attempt: u64) -> Duration {
-        let doublings = u32::try_from(attempt.saturating_sub(1)).unwrap_or(u32::MAX).min(16);
-        self.retry_delay.saturating_mul(1 << doublings).min(RETRY_MAX)
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod durable;
 mod inbox;
+mod ordered;
 mod run;
 
 #[cfg(test)]
@@ -19,6 +20,7 @@ use serde::Serialize;
 use crate::histogram::Latency;
 use crate::pool::Pool;
 pub use durable::DurableConfig;
+pub use ordered::{Assignment, OrderedConfig, Part, ProcessInOrder};
 use run::Running;
 
 /// A message as a processor sees it.
@@ -45,6 +47,8 @@ pub struct Delivery {
     pub attempt: u64,
     /// Messages of the stream that this consumer has not seen yet.
     pub remaining: u64,
+    /// When it was stored, Unix nanoseconds: with the sequence it names the message, also after the stream was made anew.
+    pub stored_ns: u64,
 }
 
 impl Received {
@@ -123,7 +127,7 @@ pub struct SubscriptionStats {
     pub workers: usize,
     /// Messages processed now.
     pub busy: usize,
-    /// Messages that wait for a worker.
+    /// Messages that wait for a worker; of an ordered one all that are not settled.
     pub pending: usize,
     /// Their bytes.
     pub pending_bytes: usize,
@@ -131,6 +135,8 @@ pub struct SubscriptionStats {
     pub max_pending: usize,
     /// Bound of `pending_bytes`.
     pub max_pending_bytes: usize,
+    /// Messages that NATS still has for an ordered one, at the last look.
+    pub remaining: u64,
     /// Messages taken from NATS.
     pub received: u64,
     /// Messages processed.

@@ -46,7 +46,15 @@ pub(super) struct Running {
     busy: AtomicUsize,
     /// The reader is to end; with `draining` it first takes what is under way.
     pub(super) ending: CancellationToken,
-    draining: CancellationToken,
+    pub(super) draining: CancellationToken,
+    /// What waits is not wanted any more.
+    pub(super) discarding: CancellationToken,
+    /// Nor is what is processed now.
+    pub(super) cut: CancellationToken,
+    /// Messages and bytes that an ordered subscription holds, and messages that NATS still has for it.
+    held: AtomicUsize,
+    held_bytes: AtomicUsize,
+    remaining: AtomicU64,
     /// Tasks that live.
     alive: watch::Sender<usize>,
     aborts: Mutex<Vec<AbortHandle>>,
@@ -63,6 +71,11 @@ impl Running {
             busy: AtomicUsize::new(0),
             ending: CancellationToken::new(),
             draining: CancellationToken::new(),
+            discarding: CancellationToken::new(),
+            cut: CancellationToken::new(),
+            held: AtomicUsize::new(0),
+            held_bytes: AtomicUsize::new(0),
+            remaining: AtomicU64::new(0),
             alive: watch::Sender::new(0),
             aborts: Mutex::new(Vec::new()),
         })
@@ -90,6 +103,47 @@ impl Running {
         }
     }
 
+    /// Counts a delivery of a durable message.
+    pub(super) fn note_delivery(&self, attempt: u64) {
+        count(&self.counts.received);
+        if attempt > 1 {
+            count(&self.counts.redelivered);
+        }
+    }
+
+    pub(super) fn note(&self, tried: Tried) {
+        count(match tried {
+            Tried::Failed => &self.counts.failed,
+            Tried::Panicked => &self.counts.panicked,
+            Tried::TimedOut => &self.counts.timed_out,
+            Tried::Exhausted => &self.counts.exhausted,
+        });
+    }
+
+    pub(super) fn note_processed(&self, arrived: Instant) {
+        count(&self.counts.processed);
+        self.latency.record(arrived.elapsed());
+    }
+
+    pub(super) fn note_abandoned(&self) {
+        count(&self.counts.abandoned);
+    }
+
+    pub(super) fn set_held(&self, messages: usize, bytes: usize) {
+        self.held.store(messages, Ordering::Relaxed);
+        self.held_bytes.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(super) fn set_remaining(&self, messages: u64) {
+        self.remaining.store(messages, Ordering::Relaxed);
+    }
+
+    /// Something is processed until this is dropped.
+    pub(super) fn busy(&self) -> impl Drop + '_ {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(&self.busy)
+    }
+
     /// Takes a message of a queue subscription, or counts why not.
     fn take_in(&self, message: async_nats::Message) {
         count(&self.counts.received);
@@ -104,6 +158,7 @@ impl Running {
     }
 
     pub(super) async fn stop(&self, deadline: Duration) -> bool {
+        self.discarding.cancel();
         self.ending.cancel();
         let discarded = self.inbox.close(true);
         self.counts.abandoned.fetch_add(discarded as u64, Ordering::Relaxed);
@@ -120,7 +175,9 @@ impl Running {
         if tokio::time::timeout(deadline, self.wait()).await.is_ok() {
             return true;
         }
-        let cut_off = self.busy.load(Ordering::Relaxed) + self.inbox.close(true);
+        // An ordered subscription counts what it holds when it lets go of it.
+        let busy = if self.held.load(Ordering::Relaxed) > 0 { 0 } else { self.busy.load(Ordering::Relaxed) };
+        let cut_off = busy + self.inbox.close(true);
         self.counts.abandoned.fetch_add(cut_off as u64, Ordering::Relaxed);
         self.abort();
         self.wait().await;
@@ -133,6 +190,9 @@ impl Running {
     }
 
     pub(super) fn abort(&self) {
+        for token in [&self.cut, &self.discarding, &self.ending] {
+            token.cancel();
+        }
         for task in self.aborts.lock().drain(..) {
             task.abort();
         }
@@ -140,7 +200,9 @@ impl Running {
 
     pub(super) fn stats(&self) -> SubscriptionStats {
         let get = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
-        let (pending, pending_bytes) = self.inbox.size();
+        let (waiting, waiting_bytes) = self.inbox.size();
+        let pending = waiting + self.held.load(Ordering::Relaxed);
+        let pending_bytes = waiting_bytes + self.held_bytes.load(Ordering::Relaxed);
         let (max_pending, max_pending_bytes) = self.inbox.bounds();
         let counts = &self.counts;
         SubscriptionStats {
@@ -151,6 +213,7 @@ impl Running {
             pending_bytes,
             max_pending,
             max_pending_bytes,
+            remaining: get(&self.remaining),
             received: get(&counts.received),
             processed: get(&counts.processed),
             failed: get(&counts.failed),
@@ -165,6 +228,15 @@ impl Running {
             latency: self.latency.latency(),
         }
     }
+}
+
+/// What became of a try.
+#[derive(Clone, Copy)]
+pub(super) enum Tried {
+    Failed,
+    Panicked,
+    TimedOut,
+    Exhausted,
 }
 
 struct Alive(Arc<Running>);
@@ -226,8 +298,7 @@ pub(super) async fn read_queue(running: Arc<Running>, pool: Arc<Pool>, config: Q
 
 async fn work(running: Arc<Running>, processor: Arc<dyn Process>, limit: Duration, settle: Option<Arc<Settle>>) {
     while let Some(item) = running.inbox.take().await {
-        running.busy.fetch_add(1, Ordering::Relaxed);
-        let _busy = Busy(&running.busy);
+        let _busy = running.busy();
         let processed = AssertUnwindSafe(processor.process(&item.message)).catch_unwind();
         let outcome = match tokio::time::timeout(limit, processed).await {
             Ok(Ok(Ok(()))) => {

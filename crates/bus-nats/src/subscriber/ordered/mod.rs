@@ -1,0 +1,400 @@
+//! Durable consumers whose messages are carried out in order, key by key, by a pool of keyed workers.
+//!
+//! Order needs three things of JetStream. One process at a time gets messages: the consumer pins its client. A failed
+//! try is repeated in its place, before anything later of the key. And when a process dies, what it had is delivered
+//! again before anything new, because its pin outlives the wait for its acknowledgements.
+
+mod flow;
+mod unsettled;
+
+#[cfg(test)]
+mod tests;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
+use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy};
+use async_nats::jetstream::{self};
+use async_trait::async_trait;
+use bytes::Bytes;
+use futures_util::{FutureExt, StreamExt};
+
+use super::durable::{Opening, delivery};
+use super::run::Running;
+use super::{ProcessError, Received, Subscription};
+use crate::pool::Pool;
+use crate::workers::{Reason, Rejected, Work, Workers};
+use flow::Flow;
+pub use unsettled::Part;
+use unsettled::{Entry, Unsettled};
+
+/// The consumer's only priority group.
+const GROUP: &str = "one";
+/// A process that stops asking for messages loses its pin after this; longer than the longest `ack_wait`, so that what it
+/// had comes again before anything new.
+const PIN: Duration = Duration::from_secs(15);
+const ACK_WAIT_MAX: Duration = Duration::from_secs(12);
+/// How long one request for messages lasts; well below [`PIN`].
+const EXPIRES: Duration = Duration::from_secs(5);
+const HEARTBEAT: Duration = Duration::from_secs(2);
+/// Heartbeats missed in a row after which the consumer is opened anew.
+const MISSES: u32 = 5;
+/// Messages of one request.
+const BATCH: usize = 256;
+/// What was left behind is complete when nothing came for this long.
+const INHERITANCE: Duration = Duration::from_millis(300);
+/// Bytes of messages that wait or are worked on; at the bound no more are taken.
+const MAX_BYTES: usize = 64 * 1024 * 1024;
+/// A message that was delivered this often without an outcome ends its processes: it is given up.
+const MAX_DELIVERIES: u64 = 100;
+/// How often NATS is asked how much is left.
+const LOOK: Duration = Duration::from_secs(5);
+
+/// Settings of a durable subscription that keeps order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OrderedConfig {
+    /// Name of the stream, which must exist sooner or later.
+    pub stream: String,
+    /// Name of the consumer. Of the processes that subscribe by one name, one at a time gets messages.
+    pub durable: String,
+    /// Subject filters; empty for the whole stream.
+    pub filters: Vec<String>,
+    /// Messages taken and not settled, at most (default 1,000). The rest stays in the stream.
+    pub max_unsettled: usize,
+    /// Tries of one part of a message, at most (default 5). One during which contact with NATS was lost does not count.
+    pub tries: u32,
+    /// Pause after the first failed try (default 1 s); doubles with each, at most 60 s.
+    pub retry_delay: Duration,
+    /// Time for one try (default 60 s).
+    pub process_timeout: Duration,
+    /// A message of a process that is gone is delivered again after this (default 10 s, at most 12 s); those of a living
+    /// one are kept from it.
+    pub ack_wait: Duration,
+    /// Begin with what is published after the consumer was made, instead of the oldest (default false).
+    pub new_only: bool,
+}
+
+impl OrderedConfig {
+    /// The defaults for this stream and consumer.
+    pub fn new(stream: impl Into<String>, durable: impl Into<String>) -> Self {
+        OrderedConfig {
+            stream: stream.into(),
+            durable: durable.into(),
+            filters: Vec::new(),
+            max_unsettled: 1000,
+            tries: 5,
+            retry_delay: Duration::from_secs(1),
+            process_timeout: Duration::from_secs(60),
+            ack_wait: Duration::from_secs(10),
+            new_only: false,
+        }
+    }
+
+    /// With what can never work put right.
+    fn within_bounds(mut self) -> Self {
+        self.max_unsettled = self.max_unsettled.max(1);
+        self.tries = self.tries.max(1);
+        self.ack_wait = self.ack_wait.clamp(Duration::from_millis(500), ACK_WAIT_MAX);
+        self
+    }
+
+    fn consumer(&self) -> pull::Config {
+        pull::Config {
+            durable_name: Some(self.durable.clone()),
+            filter_subjects: self.filters.clone(),
+            deliver_policy: if self.new_only { DeliverPolicy::New } else { DeliverPolicy::All },
+            ack_policy: AckPolicy::Explicit,
+            ack_wait: self.ack_wait,
+            // Tries are counted here: what the server gives up would be lost without a word.
+            max_deliver: -1,
+            max_ack_pending: self.max_unsettled as i64,
+            priority_policy: PriorityPolicy::PinnedClient,
+            priority_groups: vec![GROUP.into()],
+            priority_timeout: PIN,
+            ..pull::Config::default()
+        }
+    }
+}
+
+/// What a message asks for.
+#[derive(Debug)]
+pub struct Assignment<J> {
+    /// What was read.
+    pub job: J,
+    /// A key for each part of it. Parts of one key are worked on in the order of the stream, also those of different
+    /// messages; parts of different keys at the same time. None is one part in no order.
+    pub keys: Vec<u64>,
+}
+
+/// Carries messages out, in the order of each key.
+#[async_trait]
+pub trait ProcessInOrder: Send + Sync + 'static {
+    /// A message that was read.
+    type Job: Send + Sync + 'static;
+
+    /// Reads a message. An error is its end, whatever its kind.
+    fn read(&self, message: &Received) -> Result<Assignment<Self::Job>, ProcessError>;
+
+    /// Carries one part out. It may come again all the same: be idempotent.
+    async fn process(&self, message: &Received, job: &Self::Job, part: usize) -> Result<(), ProcessError>;
+
+    /// Takes leave of a message that had all its tries, with the first reasons. It is not delivered again after `true`;
+    /// after `false` all of it is tried again later.
+    async fn exhausted(&self, message: &Received, reasons: &[String]) -> bool;
+}
+
+impl Subscription {
+    /// Starts a durable subscription that keeps order, with workers that it may share with others, and returns at once; it
+    /// makes its consumer as soon as the stream exists. End it before the workers.
+    pub fn ordered<P: ProcessInOrder>(
+        pool: &Arc<Pool>,
+        config: OrderedConfig,
+        processor: Arc<P>,
+        workers: &Arc<Workers<Part<P::Job>>>,
+    ) -> Self {
+        let config = config.within_bounds();
+        let running = Running::new(&config.durable, 1, config.max_unsettled, MAX_BYTES);
+        let client = pool.subscribing(crate::publish::key_of(&config.durable));
+        let unsettled = Arc::new(Unsettled::new(running.clone()));
+        let flow = Flow::new(running.clone(), unsettled.clone(), processor, client.clone(), &config);
+        let reader = Reader {
+            context: jetstream::new(client),
+            running: running.clone(),
+            unsettled,
+            work: flow.clone(),
+            flow,
+            workers: workers.clone(),
+            config,
+        };
+        running.spawn(keep(reader.clone()));
+        running.spawn(look(reader.clone()));
+        running.spawn(read(reader));
+        Subscription { running }
+    }
+}
+
+/// What the tasks of a subscription share.
+struct Reader<P: ProcessInOrder> {
+    context: jetstream::Context,
+    running: Arc<Running>,
+    unsettled: Arc<Unsettled<P::Job>>,
+    flow: Arc<Flow<P>>,
+    work: Arc<dyn Work<Part<P::Job>>>,
+    workers: Arc<Workers<Part<P::Job>>>,
+    config: OrderedConfig,
+}
+
+impl<P: ProcessInOrder> Clone for Reader<P> {
+    fn clone(&self) -> Self {
+        Reader {
+            context: self.context.clone(),
+            running: self.running.clone(),
+            unsettled: self.unsettled.clone(),
+            flow: self.flow.clone(),
+            work: self.work.clone(),
+            workers: self.workers.clone(),
+            config: self.config.clone(),
+        }
+    }
+}
+
+/// Takes messages until told to end; opens the consumer again, for ever, when it breaks.
+async fn read<P: ProcessInOrder>(reader: Reader<P>) {
+    let running = &reader.running;
+    let mut opening = Opening::new(&reader.config.stream, &reader.config.durable);
+    while !running.ending.is_cancelled() {
+        if let Err(error) = reader.deliver().await
+            && !opening.pause(running, &error).await
+        {
+            break;
+        }
+    }
+    // What was taken is carried out, or dropped, before the reader counts as ended.
+    reader.unsettled.empty().await;
+    if running.draining.is_cancelled() {
+        reader.hand_over().await;
+    }
+}
+
+/// Tells JetStream that what was taken is still wanted.
+async fn keep<P: ProcessInOrder>(reader: Reader<P>) {
+    let mut clock = tokio::time::interval(reader.config.ack_wait / 3);
+    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    loop {
+        tokio::select! {
+            () = reader.over() => return,
+            _ = clock.tick() => {}
+        }
+        for ack in reader.unsettled.acks() {
+            let progress = Bytes::from(jetstream::AckKind::Progress);
+            if reader.flow.client.publish(ack, progress).await.is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// Asks how much is left in the stream.
+async fn look<P: ProcessInOrder>(reader: Reader<P>) {
+    loop {
+        tokio::select! {
+            () = reader.over() => return,
+            () = tokio::time::sleep(LOOK) => {}
+        }
+        if let Some(info) = reader.info().await {
+            reader.running.set_remaining(info.num_pending);
+        }
+    }
+}
+
+impl<P: ProcessInOrder> Reader<P> {
+    /// Waits for the end of everything that was taken.
+    async fn over(&self) {
+        self.running.ending.cancelled().await;
+        self.unsettled.empty().await;
+    }
+
+    async fn info(&self) -> Option<jetstream::consumer::Info> {
+        let asked = self
+            .context
+            .get_consumer_from_stream::<pull::Config, _, _>(self.config.durable.as_str(), self.config.stream.as_str());
+        let limit = tokio::time::timeout(LOOK, asked).await;
+        limit.ok()?.ok().map(|consumer| consumer.cached_info().clone())
+    }
+
+    /// Delivers until told to end, or until the consumer breaks.
+    async fn deliver(&self) -> Result<(), async_nats::Error> {
+        let ending = &self.running.ending;
+        let open = async {
+            let consumer = self.context.create_consumer_on_stream(self.config.consumer(), self.config.stream.as_str());
+            let stream = consumer.await?;
+            let batch = self.config.max_unsettled.min(BATCH);
+            let messages = stream.stream().group(GROUP).max_messages_per_batch(batch).expires(EXPIRES);
+            Ok::<_, async_nats::Error>(messages.heartbeat(HEARTBEAT).messages().await?)
+        };
+        let mut messages = tokio::select! {
+            biased;
+            () = ending.cancelled() => return Ok(()),
+            messages = open => messages?,
+        };
+        let mut misses = 0;
+        let mut inherited = Some(Vec::new());
+        loop {
+            let next = tokio::select! {
+                biased;
+                () = ending.cancelled() => break,
+                next = messages.next() => next,
+                () = tokio::time::sleep(INHERITANCE), if inherited.as_ref().is_some_and(|some| !some.is_empty()) => {
+                    self.take_inherited(&mut inherited).await?;
+                    continue;
+                }
+            };
+            match next {
+                None => return Err("the stream of messages ended".into()),
+                // Opening anew would give the pin away, and stand by for the rest of its time.
+                Some(Err(error)) if error.kind() == MessagesErrorKind::MissingHeartbeat && misses < MISSES => {
+                    misses += 1
+                }
+                Some(Err(error)) => return Err(error.into()),
+                Some(Ok(message)) => {
+                    misses = 0;
+                    match &mut inherited {
+                        Some(waiting) if delivery(&message)?.attempt > 1 => waiting.push(message),
+                        _ => {
+                            self.take_inherited(&mut inherited).await?;
+                            self.take(message).await?;
+                        }
+                    }
+                }
+            }
+        }
+        if self.running.draining.is_cancelled() {
+            // What the client has already is ours.
+            for _ in 0..BATCH {
+                let Some(Some(Ok(message))) = messages.next().now_or_never() else { break };
+                self.take(message).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Takes what a process before this one left behind, in the order of the stream. It all comes first, but if that process
+    /// was killed while it prolonged its messages, those that it had not reached come before the others.
+    async fn take_inherited(&self, inherited: &mut Option<Vec<jetstream::Message>>) -> Result<(), async_nats::Error> {
+        let mut messages = Vec::new();
+        for message in inherited.take().into_iter().flatten() {
+            messages.push((delivery(&message)?.sequence, message));
+        }
+        messages.sort_by_key(|(sequence, _)| *sequence);
+        for (_, message) in messages {
+            self.take(message).await?;
+        }
+        Ok(())
+    }
+
+    /// Reads a message and gives its parts to the workers of their keys; waits while there is no room.
+    async fn take(&self, message: jetstream::Message) -> Result<(), async_nats::Error> {
+        let delivery = delivery(&message)?;
+        let message = message.message;
+        if let Some(pin) = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id")) {
+            self.unsettled.pinned(pin.as_str());
+        }
+        self.running.note_delivery(delivery.attempt);
+        self.running.set_remaining(delivery.remaining);
+        let Some(ack) = message.reply.clone() else { return Ok(()) };
+        if self.unsettled.has(delivery.sequence, &ack) {
+            return Ok(());
+        }
+        if !self.unsettled.room().await {
+            return Ok(());
+        }
+        let bytes = message.length;
+        let message = Received::new(message, Some(delivery));
+        let read = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.flow.processor.read(&message)));
+        let read = match read {
+            Ok(_) if delivery.attempt > MAX_DELIVERIES => {
+                Err(ProcessError::Permanent(format!("delivered {MAX_DELIVERIES} times without an outcome")))
+            }
+            Ok(read) => read,
+            Err(_) => Err(ProcessError::Permanent("reading it panicked".into())),
+        };
+        let (job, mut keys) = match read {
+            Ok(Assignment { job, keys }) => (Ok(job), keys),
+            Err(error) => (Err(error), Vec::new()),
+        };
+        if keys.is_empty() {
+            keys.push(delivery.sequence);
+        }
+        let entry = self.unsettled.add(Entry::new(message, job, ack, keys.len(), bytes));
+        for (index, key) in keys.into_iter().enumerate() {
+            self.submit(key, Part::new(&self.unsettled, &entry, index)).await;
+        }
+        Ok(())
+    }
+
+    /// A part that is dropped leaves its message to be delivered again.
+    async fn submit(&self, key: u64, mut part: Part<P::Job>) {
+        while !self.running.discarding.is_cancelled() {
+            match self.workers.submit(key, &self.work, part).await {
+                Ok(()) | Err(Rejected { reason: Reason::Stopped, .. }) => return,
+                Err(Rejected { message, reason: Reason::Full }) => part = message,
+            }
+        }
+    }
+
+    /// Gives the pin to whoever stands by, if nothing was left behind; otherwise its time has to run out, so that what is
+    /// left comes first.
+    async fn hand_over(&self) {
+        let _ = tokio::time::timeout(LOOK, self.flow.client.flush()).await;
+        let Some(info) = self.info().await else { return };
+        let pinned = info.priority_groups.first().and_then(|group| group.pinned_client_id.as_deref());
+        if info.num_ack_pending > 0 || pinned.is_none() || pinned != self.unsettled.pin().as_deref() {
+            return;
+        }
+        let subject = format!("$JS.API.CONSUMER.UNPIN.{}.{}", self.config.stream, self.config.durable);
+        let body = Bytes::from(format!(r#"{{"group":"{GROUP}"}}"#));
+        let asked = self.flow.client.request(subject, body);
+        let _ = tokio::time::timeout(LOOK, asked).await;
+    }
+}

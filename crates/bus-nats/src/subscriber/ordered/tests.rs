@@ -1,0 +1,267 @@
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::Instant;
+
+use async_nats::jetstream::Context;
+use parking_lot::Mutex;
+
+use super::super::SubscriptionStats;
+use super::*;
+use crate::pool::PoolConfig;
+use crate::publish::key_of;
+use crate::testing::NatsServer;
+use crate::workers::WorkersConfig;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// Messages are `keys number`, such as `a,b 7`; notes each part, fails and panics as the text says.
+#[derive(Default)]
+struct Notes {
+    seen: Mutex<Vec<(String, String)>>,
+    exhausted: Mutex<Vec<(String, Vec<String>)>>,
+    hold: AtomicBool,
+    refuse_farewells: AtomicUsize,
+    uneven: Mutex<HashSet<(String, String)>>,
+}
+
+struct Job {
+    keys: Vec<String>,
+    text: String,
+}
+
+#[async_trait]
+impl ProcessInOrder for Notes {
+    type Job = Job;
+
+    fn read(&self, message: &Received) -> Result<Assignment<Job>, ProcessError> {
+        let text = std::str::from_utf8(&message.payload).unwrap();
+        let (keys, text) = text.split_once(' ').ok_or_else(|| ProcessError::Permanent("no keys".into()))?;
+        let keys: Vec<String> = keys.split(',').map(str::to_owned).collect();
+        let hashes = keys.iter().map(|key| key_of(key)).collect();
+        Ok(Assignment { job: Job { keys, text: text.into() }, keys: hashes })
+    }
+
+    async fn process(&self, _: &Received, job: &Job, part: usize) -> Result<(), ProcessError> {
+        while self.hold.load(Ordering::Relaxed) {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        match job.text.as_str() {
+            "fails" => return Err(ProcessError::Temporary("as told".into())),
+            "never" => return Err(ProcessError::Permanent("not ever".into())),
+            "panics" => panic!("as told"),
+            text if text.ends_with("uneven") && self.uneven.lock().insert((job.keys[part].clone(), text.into())) => {
+                return Err(ProcessError::Temporary("the first time".into()));
+            }
+            _ => {}
+        }
+        self.seen.lock().push((job.keys[part].clone(), job.text.clone()));
+        Ok(())
+    }
+
+    async fn exhausted(&self, message: &Received, reasons: &[String]) -> bool {
+        let refused = |left: usize| left.checked_sub(1);
+        if self.refuse_farewells.fetch_update(Ordering::SeqCst, Ordering::SeqCst, refused).is_ok() {
+            return false;
+        }
+        let text = String::from_utf8_lossy(&message.payload).into_owned();
+        self.exhausted.lock().push((text, reasons.to_vec()));
+        true
+    }
+}
+
+impl Notes {
+    fn of(&self, key: &str) -> Vec<String> {
+        self.seen.lock().iter().filter(|(one, _)| one == key).map(|(_, text)| text.clone()).collect()
+    }
+}
+
+struct Bench {
+    pool: Arc<Pool>,
+    context: Context,
+    workers: Arc<Workers<Part<Job>>>,
+    notes: Arc<Notes>,
+    config: OrderedConfig,
+    _server: NatsServer,
+}
+
+impl Bench {
+    async fn new() -> Self {
+        let server = NatsServer::start().await.unwrap();
+        let config = PoolConfig { backoff_max: Duration::from_secs(1), ..PoolConfig::new([server.url()]) };
+        let pool = Pool::connect(config).await.unwrap();
+        pool.wait_ready(PATIENCE).await.unwrap();
+        let context = jetstream::new(pool.subscribing(0));
+        let stream =
+            jetstream::stream::Config { name: "WORK".into(), subjects: vec!["work.>".into()], ..Default::default() };
+        context.create_stream(stream).await.unwrap();
+        let config = OrderedConfig {
+            tries: 3,
+            retry_delay: Duration::from_millis(20),
+            ack_wait: Duration::from_secs(2),
+            ..OrderedConfig::new("WORK", "worker")
+        };
+        let workers = Workers::start(WorkersConfig { workers: 16, queue: 64, ..WorkersConfig::default() });
+        Bench { pool, context, workers, notes: Arc::default(), config, _server: server }
+    }
+
+    fn subscribe(&self) -> Subscription {
+        self.subscribe_as(&self.notes)
+    }
+
+    fn subscribe_as(&self, notes: &Arc<Notes>) -> Subscription {
+        Subscription::ordered(&self.pool, self.config.clone(), notes.clone(), &self.workers)
+    }
+
+    async fn publish(&self, texts: impl IntoIterator<Item = String>) {
+        for text in texts {
+            self.context.publish("work.a", text.into()).await.unwrap().await.unwrap();
+        }
+    }
+}
+
+async fn until(what: &str, condition: impl Fn() -> bool) {
+    let started = Instant::now();
+    while !condition() {
+        assert!(started.elapsed() < PATIENCE, "{what}");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+fn settled(stats: &SubscriptionStats) -> u64 {
+    stats.processed + stats.exhausted
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn order_of_a_key_holds_through_failures_and_messages_of_several_keys() {
+    let bench = Bench::new().await;
+    let text = |number: usize| match number % 10 {
+        3 => format!("k0,k1,k2 {number} uneven"),
+        5 => format!("k{} {number} uneven", number % 7),
+        _ => format!("k{} {number}", number % 7),
+    };
+    bench.publish((0..1_000).map(text)).await;
+    let subscription = bench.subscribe();
+    until("all are done", || subscription.stats().processed == 1_000).await;
+    for key in 0..7 {
+        let key = format!("k{key}");
+        let expected: Vec<String> = (0..1_000)
+            .map(text)
+            .filter_map(|text| {
+                let (keys, text) = text.split_once(' ').unwrap();
+                keys.split(',').any(|one| one == key).then(|| text.to_owned())
+            })
+            .collect();
+        assert_eq!(bench.notes.of(&key), expected, "{key}");
+    }
+    let stats = subscription.stats();
+    assert!(stats.failed > 0 && stats.redelivered == 0 && stats.pending == 0, "{stats:?}");
+    assert!(subscription.drain(PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_cannot_be_done_is_given_up_with_its_reasons_and_stops_nothing() {
+    let bench = Bench::new().await;
+    bench.notes.refuse_farewells.store(1, Ordering::SeqCst);
+    let texts = ["a 1", "malformed", "a fails", "a,b never", "b panics", "a 2", "b 3"];
+    bench.publish(texts.map(str::to_owned)).await;
+    let subscription = bench.subscribe();
+    until("all are settled", || settled(&subscription.stats()) == 7).await;
+    assert_eq!((bench.notes.of("a"), bench.notes.of("b")), (vec!["1".into(), "2".into()], vec!["3".into()]));
+    let mut given_up = bench.notes.exhausted.lock().clone();
+    given_up.sort();
+    let expected = [
+        ("a fails", vec!["as told"]),
+        ("a,b never", vec!["not ever", "not ever"]),
+        ("b panics", vec!["processing panicked"]),
+        ("malformed", vec!["no keys"]),
+    ];
+    let expected = expected.map(|(text, reasons)| (text.to_owned(), reasons.into_iter().map(str::to_owned).collect()));
+    assert_eq!(given_up, expected);
+    let stats = subscription.stats();
+    assert_eq!(stats.abandoned, 1, "the refused farewell came again: {stats:?}");
+    assert!(stats.redelivered >= 1, "{stats:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn one_at_a_time_gets_messages_and_the_next_goes_on_where_it_ended() {
+    let bench = Bench::new().await;
+    let first = bench.subscribe();
+    bench.publish((0..50).map(|number| format!("a {number}"))).await;
+    until("the first has them", || first.stats().processed == 50).await;
+    let second_notes = Arc::new(Notes::default());
+    let second = bench.subscribe_as(&second_notes);
+    bench.publish((50..100).map(|number| format!("a {number}"))).await;
+    until("the first has them all", || first.stats().processed == 100).await;
+    assert_eq!(second.stats().received, 0);
+    // Longer than the misses of a consumer that would not hear of the server while it stands by.
+    let calm = Instant::now();
+    while calm.elapsed() < HEARTBEAT * (MISSES + 3) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert_eq!((first.stats().reopened, second.stats().reopened), (0, 0));
+    let began = Instant::now();
+    assert!(first.drain(PATIENCE).await);
+    bench.publish((100..150).map(|number| format!("a {number}"))).await;
+    until("the second has the rest", || second.stats().processed == 50).await;
+    eprintln!("handed over within {:?}", began.elapsed());
+    assert!(began.elapsed() < PIN, "the pin was given away");
+    let expected: Vec<String> = (0..150).map(|number| number.to_string()).collect();
+    let mut seen = bench.notes.of("a");
+    seen.extend(second_notes.of("a"));
+    assert_eq!(seen, expected);
+    assert!(second.drain(PATIENCE).await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_dead_process_had_comes_again_before_anything_new() {
+    let bench = Bench::new().await;
+    bench.notes.hold.store(true, Ordering::Relaxed);
+    let dead = bench.subscribe();
+    bench.publish((0..20).map(|number| format!("a {number}"))).await;
+    until("it has them", || dead.stats().received == 20).await;
+    // Kept longer than the wait for an acknowledgement: nothing comes again while it lives.
+    let started = Instant::now();
+    while started.elapsed() < bench.config.ack_wait * 2 {
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(dead.stats().redelivered, 0);
+    drop(dead);
+    bench.publish((20..40).map(|number| format!("a {number}"))).await;
+    let heir_notes = Arc::new(Notes::default());
+    let heir = bench.subscribe_as(&heir_notes);
+    let began = Instant::now();
+    until("the heir has all", || heir.stats().processed == 40).await;
+    eprintln!("taken over after {:?}", began.elapsed());
+    assert_eq!(heir_notes.of("a"), (0..40).map(|number| number.to_string()).collect::<Vec<_>>());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_drain_finishes_what_was_taken_and_a_stop_leaves_it() {
+    let bench = Bench::new().await;
+    bench.notes.hold.store(true, Ordering::Relaxed);
+    let tasks = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = tasks();
+    let subscription = Arc::new(bench.subscribe());
+    bench.publish((0..20).map(|number| format!("k{number} {number}"))).await;
+    until("it has them", || subscription.stats().received == 20).await;
+    let draining = tokio::spawn({
+        let subscription = subscription.clone();
+        async move { subscription.drain(PATIENCE).await }
+    });
+    bench.notes.hold.store(false, Ordering::Relaxed);
+    assert!(draining.await.unwrap());
+    let stats = subscription.stats();
+    assert_eq!((stats.processed, stats.pending, stats.abandoned), (20, 0, 0));
+    until("no task is left", || tasks() <= before).await;
+
+    bench.notes.hold.store(true, Ordering::Relaxed);
+    let hanging = bench.subscribe();
+    bench.publish((0..20).map(|number| format!("k{number} again {number}"))).await;
+    until("it has them", || hanging.stats().received == 20).await;
+    assert!(!hanging.stop(Duration::from_millis(100)).await);
+    until("nothing is at work", || hanging.stats().busy == 0).await;
+    assert_eq!(hanging.stats().abandoned, 20);
+    bench.notes.hold.store(false, Ordering::Relaxed);
+    let next = bench.subscribe();
+    until("they come again", || next.stats().processed == 20).await;
+}
