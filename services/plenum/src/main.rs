@@ -5,6 +5,7 @@ mod bench;
 mod cli;
 mod compose;
 mod config;
+mod consumers;
 mod dev;
 mod doctor;
 mod drain;
@@ -72,8 +73,8 @@ fn serve(settings: &Settings, role: Role, dev: bool) -> anyhow::Result<ExitCode>
     for warning in &warnings {
         tracing::warn!("{warning}");
     }
-    if role == Role::Worker {
-        tracing::warn!("the worker has no work of its own yet: it keeps the log's clock, health and metrics");
+    if role == Role::Worker && !config.consumers.iter().any(|consumer| consumer.enabled) {
+        tracing::warn!("no consumer is enabled: the worker only keeps the log's clock, health and metrics");
     }
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     runtime.block_on(async {

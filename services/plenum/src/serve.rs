@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::compose::{App, Services};
 use crate::config::{self, Config, Sources};
+use crate::consumers::Consuming;
 use crate::nats::Nats;
 use crate::role::Role;
 
@@ -73,7 +74,9 @@ impl Signals {
 pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) -> anyhow::Result<()> {
     let mut signals = Signals::new()?;
     let mut refused = app.nats.as_ref().map(|nats| nats.start(&config));
-    let running = Running::start(app, config.shutdown.timeout);
+    let consuming = app.nats.as_ref().filter(|_| matches!(role, Role::All | Role::Worker));
+    let consuming = consuming.and_then(|nats| Consuming::start(&config, nats, &app.node));
+    let mut running = Running::start(app, consuming, config.shutdown.timeout);
     let last = loop {
         tokio::select! {
             told = signals.next() => match told {
@@ -94,6 +97,7 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
     };
     let (drain, mut timeout) = config.shutdown.times();
     if last == Told::Drain {
+        running.drain_consumers(drain + timeout);
         tokio::select! {
             () = running.node.drain(drain) => {}
             _ = signals.ending() => tracing::warn!("a second signal hurries the drain"),
@@ -127,10 +131,13 @@ struct Running {
     public: CancellationToken,
     internal: CancellationToken,
     servers: Vec<JoinHandle<()>>,
+    consuming: Option<Arc<Consuming>>,
+    /// Commands at work are being finished.
+    draining: Option<JoinHandle<()>>,
 }
 
 impl Running {
-    fn start(app: App, grace: Duration) -> Self {
+    fn start(app: App, consuming: Option<Consuming>, grace: Duration) -> Self {
         let App { node, websocket, services, nats, public: server, internal: internal_server } = app;
         let (public, internal) = (CancellationToken::new(), CancellationToken::new());
         let mut servers = vec![tokio::spawn(server.run(services.public_router(), public.clone(), grace))];
@@ -139,7 +146,15 @@ impl Running {
         }
         // Timers and leases; ends with the node.
         node.start();
-        Self { node, websocket, services, nats, public, internal, servers }
+        let consuming = consuming.map(Arc::new);
+        Self { node, websocket, services, nats, public, internal, servers, consuming, draining: None }
+    }
+
+    /// Has consumers end, beside everything else that does.
+    fn drain_consumers(&mut self, deadline: Duration) {
+        if let Some(consuming) = self.consuming.take() {
+            self.draining = Some(tokio::spawn(async move { consuming.drain(deadline).await }));
+        }
     }
 
     /// Writes to the log what the connections to NATS use.
@@ -151,14 +166,20 @@ impl Running {
     }
 
     /// Takes no new connections, closes those that are open so that their clients come back, and waits for the rest.
-    async fn stop(self, grace: Duration) {
+    async fn stop(mut self, grace: Duration) {
         let deadline = Instant::now() + grace;
+        self.drain_consumers(grace);
         self.node.stop_accepting();
         self.public.cancel();
         let left = self.node.shutdown(grace).await;
         // The last bytes and close frames leave after the sessions have ended.
         if timeout_at(deadline, self.websocket.closed()).await.is_err() {
             tracing::warn!(sessions = left, sockets = self.websocket.open(), "the time is over: the rest is cut");
+        }
+        if let Some(draining) = self.draining
+            && timeout_at(deadline, draining).await.is_err()
+        {
+            tracing::warn!("commands at work are cut: they are delivered again");
         }
         self.internal.cancel();
         for server in self.servers {

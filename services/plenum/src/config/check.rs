@@ -47,6 +47,7 @@ pub fn check(config: &Config, warnings: &mut Vec<String>, problems: &mut Vec<Pro
     }
     super::nats::check(config, warnings, checks.problems);
     super::redis::check(config, warnings, checks.problems);
+    super::consumers::check(config, checks.problems);
     warn(config, warnings);
 }
 

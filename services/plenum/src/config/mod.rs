@@ -1,6 +1,7 @@
 //! The configuration: read from a file, the environment and flags, checked as a whole before anything is bound.
 
 mod check;
+mod consumers;
 mod error;
 mod nats;
 mod print;
@@ -18,6 +19,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 pub use check::{exposed, resolve};
+pub use consumers::Consumer;
 pub use error::{ConfigError, Problem};
 pub use nats::{DEFAULT_GROUP, Nats, NatsPool, RetentionGroups};
 pub use print::{default_file, documentation};
@@ -57,6 +59,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for layer in &layers {
         source::merge(&mut tree, layer.tree.clone());
     }
+    consumers::leave_out_what_is_off(&mut tree);
     problems.extend(unsupported::take(&mut tree, &mut warnings));
     for (key, value) in &mut tree {
         walk(key, value, &mut problems);
@@ -224,6 +227,10 @@ fn read(mut tree: Map<String, Value>, config: &mut Config, problems: &mut Vec<Pr
     set(&mut config.channel, channel, "channel", problems);
     set(&mut config.nats, section("nats"), "nats", problems);
     set(&mut config.redis, section("redis"), "redis", problems);
+    if let Some(consumers) = tree.remove("consumers") {
+        set(&mut config.consumers, consumers, "consumers", problems);
+    }
+    let mut section = |key: &str| tree.remove(key).unwrap_or_else(|| Value::Object(Map::new()));
     set(&mut config.http_api, section("http_api"), "http_api", problems);
     set(&mut config.websocket, section("websocket"), "websocket", problems);
     set(&mut config.prometheus, section("prometheus"), "prometheus", problems);
@@ -292,6 +299,7 @@ fn tree(config: &Config) -> Map<String, Value> {
         ("channel".to_owned(), channel.into()),
         ("nats".to_owned(), object(&config.nats).into()),
         ("redis".to_owned(), object(&config.redis).into()),
+        ("consumers".to_owned(), serde_json::to_value(&config.consumers).unwrap_or_default()),
         ("http_api".to_owned(), object(&config.http_api).into()),
         ("websocket".to_owned(), object(&config.websocket).into()),
         ("prometheus".to_owned(), object(&config.prometheus).into()),

@@ -4,13 +4,14 @@ use std::fmt::Write as _;
 
 use serde_json::{Map, Value};
 
+use super::consumers::Consumer;
 use super::sections::Config;
 use super::table::{self, Kind, Row};
 use super::{source, tree};
 
 /// Every key with its type, default and meaning.
 pub fn documentation() -> String {
-    let defaults = tree(&Config::default());
+    let defaults = defaults();
     let mut text = String::from(
         "Configuration keys. Sources, a later one overrides an earlier one: defaults, the file (TOML, JSON or YAML),\n\
          environment variables (PLENUM_HTTP_SERVER__PORT for http_server.port; lists of tables as JSON), flags.\n\
@@ -33,17 +34,20 @@ pub fn documentation() -> String {
 
 /// A TOML file with every key at its default, each explained.
 pub fn default_file() -> String {
-    let defaults = tree(&Config::default());
+    let defaults = defaults();
     let mut text = String::from("# Every setting at its default. An asterisk marks what is not as in Centrifugo v6.\n");
     let mut header = String::new();
     for row in sorted() {
         let (section, name) = row.key.rsplit_once('.').unwrap_or(("", &row.key));
-        let in_list = section.ends_with("[]");
+        let in_list = section.contains("[]");
         if section != header {
             section.clone_into(&mut header);
             match section.strip_suffix("[]") {
                 Some(list) => {
                     let _ = write!(text, "\n# An entry of {list}; as many of these as needed.\n# [[{list}]]\n");
+                }
+                None if in_list => {
+                    let _ = write!(text, "# [{}]\n", section.replace("[]", ""));
                 }
                 None => {
                     let _ = write!(text, "\n[{section}]\n");
@@ -62,6 +66,11 @@ pub fn default_file() -> String {
         }
     }
     text
+}
+
+/// Every default, also of the options of a consumer.
+fn defaults() -> Map<String, Value> {
+    tree(&Config { consumers: vec![Consumer::default()], ..Config::default() })
 }
 
 /// Rows in the table's order, but those of one section together, and sections before their subsections, as TOML needs.
@@ -85,6 +94,7 @@ fn section_of(row: &Row) -> &str {
 fn shown_default(row: &Row, defaults: &Map<String, Value>) -> Option<String> {
     // The options of namespaces have the defaults of those without one, retention groups those of the default group.
     let key = row.key.replace("namespaces[]", "without_namespace").replace("nats.retention_groups[]", "nats");
+    let key = key.replace("consumers[]", "consumers[0]");
     match source::lookup(defaults, &key) {
         Some(Value::Array(_)) if row.kind == Kind::List => None,
         Some(value) => Some(value.to_string()),

@@ -7,6 +7,7 @@ use plenum_channels::{ChannelSettings, ClientSettings, Settings, duration};
 use plenum_tokens::TokenConfig;
 use serde::{Deserialize, Serialize};
 
+use super::consumers::Consumer;
 use super::nats::{Nats, RetentionGroups};
 use super::redis::Redis;
 use super::secret::Secret;
@@ -32,6 +33,8 @@ pub struct Config {
     pub nats: Nats,
     /// `redis`
     pub redis: Redis,
+    /// `consumers`
+    pub consumers: Vec<Consumer>,
     /// `http_api`
     pub http_api: HttpApi,
     /// `websocket`

@@ -542,11 +542,86 @@ const SERVICES: &[Entry] = &[
     ),
 ];
 
+const CONSUMERS: &[Entry] = &[
+    (
+        "consumers",
+        List,
+        "Consumers of commands of the server API, run by the roles worker and serve, each a table (docs/consumers.md).",
+    ),
+    ("consumers[].enabled", Switch, "Runs it."),
+    ("consumers[].name", Text, "Its name in metrics and logs, 1 to 32 of a-z A-Z 0-9 - _; unique."),
+    ("consumers[].type", Text, "nats_jetstream, the only type here; its servers are those of nats.servers."),
+    ("consumers[].nats_jetstream.stream_name", Text, "The stream that holds the commands; somebody else makes it."),
+    ("consumers[].nats_jetstream.subjects", Words, "Subjects of the stream to take; empty: all."),
+    (
+        "consumers[].nats_jetstream.durable_consumer_name",
+        Text,
+        "Name of the consumer, which is made here; of all processes with this name one at a time gets commands.",
+    ),
+    (
+        "consumers[].nats_jetstream.deliver_policy",
+        Text,
+        "! Where a new consumer begins: all (the oldest command) or new (the first after its making, as Centrifugo's).",
+    ),
+    (
+        "consumers[].nats_jetstream.max_ack_pending",
+        Number,
+        "! Commands taken and not finished, 1 to 10000; the rest stays in the stream.",
+    ),
+    (
+        "consumers[].nats_jetstream.tries",
+        Number,
+        "! Tries of a command that fails, 1 to 100; then it goes to the dead letters.",
+    ),
+    (
+        "consumers[].nats_jetstream.retry_delay",
+        Duration,
+        "! Pause after the first failed try, 10ms to 1m; doubles with each, at most 1m. What follows on the channel waits.",
+    ),
+    (
+        "consumers[].nats_jetstream.max_message_size",
+        Number,
+        "! Longest message in bytes, 1024 to 8388608; a longer one goes to the dead letters.",
+    ),
+    (
+        "consumers[].nats_jetstream.method_header",
+        Text,
+        "Header that names the method; a message with it is the request alone. Empty: none does.",
+    ),
+    (
+        "consumers[].nats_jetstream.publication_data_mode.enabled",
+        Switch,
+        "A message is a payload to publish, and its headers say the rest.",
+    ),
+    (
+        "consumers[].nats_jetstream.publication_data_mode.channels_header",
+        Text,
+        "Header with the channels, commas between them.",
+    ),
+    (
+        "consumers[].nats_jetstream.publication_data_mode.idempotency_key_header",
+        Text,
+        "Header with the idempotency key.",
+    ),
+    ("consumers[].nats_jetstream.publication_data_mode.delta_header", Text, "Header with the delta flag; not supported."),
+    ("consumers[].nats_jetstream.publication_data_mode.version_header", Text, "Header with the version."),
+    (
+        "consumers[].nats_jetstream.publication_data_mode.version_epoch_header",
+        Text,
+        "Header with the version's epoch.",
+    ),
+    (
+        "consumers[].nats_jetstream.publication_data_mode.tags_header_prefix",
+        Text,
+        "Headers that begin so are tags, named by the rest.",
+    ),
+];
+
 /// All keys, in the order in which they are explained.
 pub fn rows() -> &'static [Row] {
     static ROWS: LazyLock<Vec<Row>> = LazyLock::new(|| {
         let mut rows = Vec::new();
-        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, NATS, REDIS, SERVICES].into_iter().flatten() {
+        for (key, kind, about) in [SERVER, CLIENT, CHANNEL, NATS, REDIS, CONSUMERS, SERVICES].into_iter().flatten() {
             match *key {
                 "http_server.tls" | "http_server.internal_tls" => group(&mut rows, key, TLS),
                 "client.token" => group(&mut rows, key, TOKEN),

@@ -391,7 +391,7 @@ fn a_centrifugo_file_with_more_lists_everything_in_one_error() {
         "namespaces": [{"name": "ok"}, {"name": "map", "subscription_type": "map", "map": {"mode": "ephemeral"},
           "allowed_delta_types": ["fossil"], "subscribe_proxy_enabled": true, "allow_tags_filter": true}]},
       "proxies": [{"name": "ppp"}],
-      "consumers": [{"name": "off", "enabled": false}, {"name": "kafka", "enabled": true, "type": "kafka"}],
+      "consumers": [{"name": "off", "enabled": false, "type": "kafka", "kafka": {"brokers": ["x"]}}, {"name": "kafka", "enabled": true, "type": "kafka"}],
       "engine": {"type": "redis"}, "broker": {"enabled": true, "type": "nats"},
       "presence_manager": {"enabled": true}, "map_broker": {"type": "redis"},
       "websocket": {"compression": true}, "sse": {"enabled": true}, "http_stream": {"enabled": true},
@@ -413,7 +413,7 @@ fn a_centrifugo_file_with_more_lists_everything_in_one_error() {
         "channel.namespaces[1].subscribe_proxy_enabled",
         "channel.namespaces[1].allow_tags_filter",
         "proxies",
-        "consumers[1].enabled",
+        "consumers[1].type",
         "engine.type",
         "broker.enabled",
         "presence_manager.enabled",
@@ -450,6 +450,7 @@ fn the_table_and_the_structs_have_the_same_keys() {
     let mut config = Config::default();
     config.channel.namespaces = vec![plenum_channels::NamespaceOptions { name: "x".into(), ..Default::default() }];
     config.nats.retention_groups = vec![Default::default()];
+    config.consumers = vec![Default::default()];
     let mut keys = BTreeSet::new();
     collect("", &Value::Object(tree(&config)), &mut keys);
     let rows: BTreeSet<String> = table::rows().iter().map(|row| row.key.clone()).collect();
@@ -563,6 +564,51 @@ session = true
         ("[http_server]\ntrusted_proxies = [\"nginx\"]", &["http_server.trusted_proxies[0]", "nginx", "network"]),
     ] {
         let message = message(file("limits.toml", text));
+        for part in parts {
+            assert!(message.contains(part), "{part} in {message}");
+        }
+    }
+}
+
+#[test]
+fn consumers_are_read_and_checked() {
+    let good = r#"{"nats": {"servers": ["nats://a:4222"]}, "consumers": [
+      {"name": "off", "type": "kafka", "kafka": {"brokers": ["x"]}},
+      {"enabled": true, "name": "outbox", "type": "nats_jetstream", "nats_jetstream": {
+        "url": "nats://127.0.0.1:4222", "password": "", "tls": {"enabled": false},
+        "stream_name": "COMMANDS", "durable_consumer_name": "plenum", "subjects": ["commands.>"], "tries": "3"}}]}"#;
+    let config = file("consumers.json", good).unwrap_or_else(|error| panic!("{error}")).config;
+    let source = &config.consumers[1].nats_jetstream;
+    assert!(!config.consumers[0].enabled && config.consumers[1].enabled);
+    assert_eq!((source.tries, source.deliver_policy.as_str(), source.max_ack_pending), (3, "all", 1000));
+    let toml = |servers: &str, options: &str| {
+        format!(
+            "[nats]\nservers = [{servers}]\n[[consumers]]\nenabled = true\nname = \"a\"\ntype = \"nats_jetstream\"\n\
+             [consumers.nats_jetstream]\nstream_name = \"S\"\ndurable_consumer_name = \"d\"\n{options}"
+        )
+    };
+    const SERVER: &str = "\"nats://a:4222\"";
+    assert!(file("consumers.toml", &toml(SERVER, "")).is_ok());
+    let twice = toml(SERVER, "") + toml("", "").split_once("servers = []\n").unwrap().1;
+    for (text, parts) in [
+        (toml("", ""), &["consumers[0].enabled = true", "nats.servers"][..]),
+        (toml(SERVER, "tries = 0"), &["consumers[0].nats_jetstream.tries = 0", "from 1 to 100"]),
+        (toml(SERVER, "max_ack_pending = 20000"), &["max_ack_pending = 20000", "10000"]),
+        (toml(SERVER, "deliver_policy = \"last\""), &["deliver_policy = \"last\"", "all or new"]),
+        (toml(SERVER, "subjects = [\"a..b\"]"), &["subjects[0] = \"a..b\"", "a subject"]),
+        (toml(SERVER, "max_message_size = 1"), &["max_message_size = 1", "1024"]),
+        (toml(SERVER, "retry_delay = \"2h\""), &["retry_delay = 2h", "1m"]),
+        (toml(SERVER, "method_header = \"a b\""), &["method_header = \"a b\"", "name of a header"]),
+        (toml(SERVER, "password = \"s3cret\""), &["nats_jetstream.password", "connections of nats"]),
+        (toml(SERVER, "url = \"nats://b:4222\""), &["nats_jetstream.url", "connections of nats"]),
+        (toml(SERVER, "stream = \"x\""), &["consumers[0].nats_jetstream.stream", "stream_name"]),
+        (toml(SERVER, "").replace("\"S\"", "\"a.b\""), &["stream_name = \"a.b\"", "without"]),
+        (toml(SERVER, "[consumers.nats_jetstream.publication_data_mode]\nenabled = true\nchannels_header = \"\""),
+            &["publication_data_mode.channels_header", "must name a header"]),
+        (twice, &["consumers[1].name = \"a\"", "unique", "consumers[1].nats_jetstream.durable_consumer_name"]),
+    ] {
+        let message = message(file("consumers.toml", &text));
+        assert!(!message.contains("s3cret"), "{message}");
         for part in parts {
             assert!(message.contains(part), "{part} in {message}");
         }

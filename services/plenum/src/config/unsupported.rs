@@ -12,15 +12,15 @@ enum Rule {
     Default(&'static str),
     /// A section: accepted, whatever it holds, while its switch has this value or is absent.
     Off(&'static str, &'static str),
-    /// A list whose elements are all accepted while each says `enabled: false`.
-    AllOff,
+    /// As `Default` of an empty text, for values that must not be shown.
+    Secret,
     /// Any value is accepted: what it tunes does not exist here. The operator is told.
     Void,
     /// Any value is accepted: it only matters to something else that is refused.
     Idle,
 }
 
-use Rule::{AllOff, Default, Idle, Off, Void};
+use Rule::{Default, Idle, Off, Secret, Void};
 
 type Row = (&'static str, Rule, &'static str);
 
@@ -81,7 +81,6 @@ const ROWS: &[Row] = &[
     ("rpc.ping", Off("enabled", "false"), "clients send the protocol's ping command"),
     ("proxies", Default("[]"), PROXY),
     ("grpc_api", Off("enabled", "false"), "use the HTTP API (http_api)"),
-    ("consumers", AllOff, "consumers are not supported: publish by the HTTP API"),
     ("websocket.compression", Default("false"), "permessage-deflate is not supported yet"),
     ("websocket.compression_min_size", Idle, ""),
     ("websocket.compression_level", Idle, ""),
@@ -146,6 +145,18 @@ const NAMESPACE: &[Row] = &[
     ("map_users_presence_channel_prefix", Default("\"\""), MAP),
 ];
 
+const OWN_CONNECTION: &str = "consumers use the connections of nats: set nats.servers, nats.user and so on";
+
+/// Options of `consumers[].nats_jetstream`.
+const CONSUMER: &[Row] = &[
+    ("url", Default("\"nats://127.0.0.1:4222\""), OWN_CONNECTION),
+    ("credentials_file", Default("\"\""), OWN_CONNECTION),
+    ("username", Default("\"\""), OWN_CONNECTION),
+    ("password", Secret, OWN_CONNECTION),
+    ("token", Secret, OWN_CONNECTION),
+    ("tls", Off("enabled", "false"), OWN_CONNECTION),
+];
+
 /// Top-level options of Centrifugo before v6, with where they are now.
 const BEFORE_V6: &[(&str, &str)] = &[
     ("address", "http_server.address"),
@@ -184,6 +195,14 @@ pub fn take(tree: &mut Map<String, Value>, warnings: &mut Vec<String>) -> Vec<Pr
         for (index, one) in list.and_then(Value::as_array_mut).into_iter().flatten().enumerate() {
             if let Value::Object(options) = one {
                 apply(options, &format!("channel.namespaces[{index}]."), row.0, row, &mut found);
+            }
+        }
+    }
+    let consumers = tree.get_mut("consumers").and_then(Value::as_array_mut);
+    for (index, one) in consumers.into_iter().flatten().enumerate() {
+        if let Some(Value::Object(options)) = one.get_mut("nats_jetstream") {
+            for row in CONSUMER {
+                apply(options, &format!("consumers[{index}].nats_jetstream."), row.0, row, &mut found);
             }
         }
     }
@@ -226,18 +245,15 @@ fn apply(tree: &mut Map<String, Value>, before: &str, path: &str, row: &Row, fou
                 found.problem(key, Some(short(&value)), not_supported(reason));
             }
         }
+        Secret => {
+            if !same(&value, "\"\"") {
+                found.problem(key, None, not_supported(reason));
+            }
+        }
         Off(switch, off) => {
             let state = value.get(switch);
             if state.is_some_and(|state| !same(state, off)) {
                 found.problem(format!("{key}.{switch}"), state.map(short), not_supported(reason));
-            }
-        }
-        AllOff => {
-            for (index, one) in value.as_array().into_iter().flatten().enumerate() {
-                let state = one.get("enabled");
-                if state.is_some_and(|state| !same(state, "false")) {
-                    found.problem(format!("{key}[{index}].enabled"), state.map(short), not_supported(reason));
-                }
             }
         }
     }

@@ -28,6 +28,8 @@ use crate::config::Config;
 const ATTEMPT: Duration = Duration::from_secs(5);
 /// Pause after an attempt that NATS answered, but not with what is needed.
 const PAUSE: Duration = Duration::from_secs(2);
+/// How often it is looked whether the log is usable.
+const LOOK: Duration = Duration::from_millis(100);
 /// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
 const CLOSING: Duration = Duration::from_millis(200);
 
@@ -161,6 +163,23 @@ impl Nats {
     /// Whether there was contact and the log is usable since.
     pub fn is_started(&self) -> bool {
         self.parts.get().is_some()
+    }
+
+    /// Waits for that.
+    pub async fn started(&self) {
+        while !self.is_started() {
+            sleep(LOOK).await;
+        }
+    }
+
+    /// The connections.
+    pub fn pool(&self) -> &Arc<Pool> {
+        &self.pool
+    }
+
+    /// What makes the report.
+    pub fn reporter(&self) -> &Reporter {
+        &self.reporter
     }
 
     /// Puts new settings of the pool in force; those that cannot change while the process runs stay as they are.
