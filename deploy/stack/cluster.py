@@ -14,6 +14,7 @@ import urllib.request
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
 BINARY = ROOT / ".tools/nats/nats-server"
 PERMISSIONS = ROOT / "deploy/nats/plenum.conf"
+BACKUP_USER = ROOT / "deploy/nats/backup.conf"
 STOP_SECONDS = 10
 
 
@@ -37,15 +38,23 @@ def free_port():
         return port
 
 
+def permissions_with_backup():
+    """The account of plenum.conf with the user of backup.conf in it, as an operator writes it."""
+    users_end = "\n    ]\n"
+    account, end, rest = PERMISSIONS.read_text().rpartition(users_end)
+    assert end, f"{PERMISSIONS}: where do its users end?"
+    return f"{account}\n{BACKUP_USER.read_text()}{end}{rest}"
+
+
 class Server:
     """One nats-server; its configuration, data and log are in its folder."""
 
-    def __init__(self, number, folder, ports, routes, password):
+    def __init__(self, number, folder, ports, routes, password, backup_password=None):
         self.name = f"nats-{number}"
         self.folder = pathlib.Path(folder) / self.name
         self.folder.mkdir(parents=True, exist_ok=True)
         self.port, self.route_port, self.monitor_port = ports
-        self.password = password
+        self.password, self.backup_password = password, backup_password
         # Where clients reach it, and what starts it elsewhere than on this machine's own network.
         self.host, self.command = "127.0.0.1", []
         self.clustered = len(routes) > 1
@@ -54,7 +63,7 @@ class Server:
             f"listen: 127.0.0.1:{self.port}",
             f"http: 127.0.0.1:{self.monitor_port}",
             f"jetstream {{ store_dir: {json.dumps(str(self.folder / 'store'))}, max_mem: 64M, max_file: 64G }}",
-            f"include {json.dumps(os.path.relpath(PERMISSIONS, self.folder))}",
+            f"include {json.dumps(os.path.relpath(self._permissions(), self.folder))}",
         ]
         if self.clustered:
             others = [f"nats-route://127.0.0.1:{port}" for port in routes if port != self.route_port]
@@ -63,12 +72,21 @@ class Server:
         self.log_path = self.folder / "server.log"
         self.process = None
 
+    def _permissions(self):
+        if not self.backup_password:
+            return PERMISSIONS
+        file = self.folder / "permissions.conf"
+        file.write_text(permissions_with_backup())
+        return file
+
     @property
     def url(self):
         return f"nats://{self.host}:{self.port}"
 
     def start(self):
         environment = dict(os.environ, PLENUM_NATS_PASSWORD=self.password)
+        if self.backup_password:
+            environment["PLENUM_NATS_BACKUP_PASSWORD"] = self.backup_password
         with self.log_path.open("ab") as log:
             self.process = subprocess.Popen(
                 [*self.command, str(BINARY), "-c", str(self.folder / "server.conf")],
@@ -105,14 +123,19 @@ class Server:
 
 
 class Cluster:
-    """As many servers as asked for; `ports` gives client, route and monitor port of a server's number."""
+    """As many servers as asked for; `ports` gives client, route and monitor port of a server's number. With a password for
+    it there is a user `backup` besides `plenum`."""
 
-    def __init__(self, count, folder, password, ports=lambda number: (free_port(), free_port(), free_port())):
+    def __init__(
+        self, count, folder, password, ports=lambda number: (free_port(), free_port(), free_port()), backup_password=None
+    ):
         if not BINARY.exists():
             raise RuntimeError(f"{BINARY} is missing: deploy/tools/install nats")
         chosen = [ports(number) for number in range(count)]
         routes = [route for _, route, _ in chosen]
-        self.servers = [Server(number, folder, chosen[number], routes, password) for number in range(count)]
+        self.servers = [
+            Server(number, folder, chosen[number], routes, password, backup_password) for number in range(count)
+        ]
 
     @property
     def urls(self):

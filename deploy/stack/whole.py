@@ -45,11 +45,16 @@ def open_namespace(name):
     }
 
 
+def secret():
+    """A new one. It begins with a letter: nats-server reads what comes from its environment as a number where it looks like one."""
+    return f"x{secrets.token_urlsafe(24)}"
+
+
 class Secrets:
     """Made at each start."""
 
     def __init__(self):
-        self.nats, self.api, self.tokens, self.redis = (secrets.token_urlsafe(24) for _ in range(4))
+        self.nats, self.api, self.tokens, self.redis, self.backup = (secret() for _ in range(5))
 
 
 class Stack:
@@ -64,6 +69,7 @@ class Stack:
         self.nats = Cluster(
             nats, self.folder / "nats", self.secrets.nats,
             lambda number: (port("nats", number), port("nats-routes", number), port("nats-monitor", number)),
+            self.secrets.backup,
         )
         self.redis = None
         if redis:
@@ -182,19 +188,38 @@ class Stack:
     def start(self, seconds=60):
         """Starts everything at once: each part waits for what it needs by itself."""
         end = time.monotonic() + seconds
+        self._launch_stores()
+        for part in self._others():
+            part.start()
+        self._finish_stores(end)
+        wait_ready(self._others(), max(1.0, end - time.monotonic()))
+
+    def start_stores(self, seconds=60):
+        """Starts NATS and Redis only; `start_ours` starts the rest."""
+        self._launch_stores()
+        self._finish_stores(time.monotonic() + seconds)
+
+    def start_ours(self, seconds=60):
+        for part in self._others():
+            part.start()
+        wait_ready(self._others(), seconds)
+
+    def _others(self):
+        return [*self.ours, *([self.prometheus] if self.prometheus else [])]
+
+    def _launch_stores(self):
         for server in self.nats.servers:
             server.start()
         if self.redis:
             self.redis.launch()
-        for part in [*self.ours, *([self.prometheus] if self.prometheus else [])]:
-            part.start()
+
+    def _finish_stores(self, end):
         if self.redis:
-            self.redis.finish(end - time.monotonic())
+            self.redis.finish(max(0.0, end - time.monotonic()))
         while not all(server.ready() for server in self.nats.servers):
             if time.monotonic() > end:
-                raise RuntimeError(f"the NATS servers were not ready within {seconds} s; see {self.folder}/nats")
+                raise RuntimeError(f"the NATS servers were not ready in time; see {self.folder}/nats")
             time.sleep(0.05)
-        wait_ready([*self.ours, *([self.prometheus] if self.prometheus else [])], max(1.0, end - time.monotonic()))
 
     def restart(self, name, kill=False):
         """Ends a process of ours with SIGTERM, as an update does, or kills it, and starts it again; gives its status, and the
@@ -218,7 +243,7 @@ class Stack:
             plenum = [*self.replicas, self.api, self.worker]
             for part in plenum:
                 part.stop_signal = signal.SIGINT
-            first = [*self.ours, *([self.prometheus] if self.prometheus else [])]
+            first = self._others()
             for part in first:
                 part.ask_to_stop()
             for part in first:
