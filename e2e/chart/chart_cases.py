@@ -82,6 +82,7 @@ class Chart(Rendered):
         for settings, said in (
             (("nats.enabled=false",), "externalNats.servers"),
             (("nginx.enabled=false", "ingress.enabled=true"), "nginx.enabled"),
+            (("nats.enabled=false", "externalNats.servers={nats://a}", "backup.enabled=true"), "backup.existingSecret"),
             (("nginx.enabled=false", "httpRoute.enabled=true"), "nginx.enabled"),
         ):
             with self.subTest(settings=settings):
@@ -170,10 +171,10 @@ class Chart(Rendered):
         for name, values, found in self.each():
             with self.subTest(scenario=name):
                 own = {value for key, value in self.leaves(rendering.written(values))
-                       if key.endswith(("existingSecret", "tlsSecret", "caSecret"))}
+                       if key.endswith(("existingSecret", "tlsSecret", "caSecret", "existingClaim"))}
                 for owner, spec, _ in pod_templates(found):
                     for kind, used in self.used(spec):
-                        if kind == "Secret" and used in own:
+                        if kind in ("Secret", "PersistentVolumeClaim") and used in own:
                             continue
                         self.assertIn((kind, used), found, f"{owner} of {name}")
                     account = spec.get("serviceAccountName", "default")
@@ -192,6 +193,8 @@ class Chart(Rendered):
                 yield "ConfigMap", volume["configMap"]["name"]
             if "secret" in volume:
                 yield "Secret", volume["secret"]["secretName"]
+            if "persistentVolumeClaim" in volume:
+                yield "PersistentVolumeClaim", volume["persistentVolumeClaim"]["claimName"]
         for container in policy.containers(spec):
             for variable in container.get("env", []):
                 if "secretKeyRef" in variable.get("valueFrom", {}):
@@ -278,6 +281,30 @@ class Chart(Rendered):
         self.assertEqual(way(tls, "tests.host=a.example"), "wss://a.example/connection/websocket")
         self.assertEqual(way("tests.host=a.example:8080"), "ws://a.example:8080/connection/websocket")
 
+    def test_operators_jobs_do_nothing_by_themselves_unless_they_have_a_schedule(self):
+        def jobs(*more):
+            found = resources("helm3", None, *[word for setting in more for word in ("--set", setting)])
+            return {name: each["spec"] for (kind, name), each in found.items() if kind == "CronJob"}
+
+        def arguments(job):
+            return job["jobTemplate"]["spec"]["template"]["spec"]["containers"][0]["args"]
+
+        default = jobs()
+        self.assertEqual({name: job["suspend"] for name, job in default.items()}, {"plenum-doctor": True})
+        self.assertIn("--min-replicas=2", arguments(default["plenum-doctor"]))
+        self.assertEqual(sum("--nats-monitoring" in word for word in arguments(default["plenum-doctor"])), 3)
+        self.assertEqual(jobs("doctor.enabled=false"), {})
+        backup = jobs("backup.enabled=true", "doctor.schedule=0 * * * *", "websocket.autoscaling.enabled=true",
+                      "websocket.autoscaling.minReplicas=4")
+        self.assertEqual({name: job.get("suspend", False) for name, job in backup.items()},
+                         {"plenum-doctor": False, "plenum-backup": False, "plenum-restore": True})
+        self.assertEqual(arguments(backup["plenum-backup"]), ["backup", "--to=/backups", "--dated", "--keep=7"])
+        self.assertEqual(arguments(backup["plenum-restore"]), ["restore", "--from=/backups", "--newest"])
+        self.assertIn("--min-replicas=4", arguments(backup["plenum-doctor"]))
+        chosen = jobs("backup.enabled=true", "backup.schedule=", "backup.restore=2026-11-21T03-15-00.000Z")
+        self.assertTrue(chosen["plenum-backup"]["suspend"])
+        self.assertEqual(arguments(chosen["plenum-restore"]), ["restore", "--from=/backups/2026-11-21T03-15-00.000Z"])
+
     def test_the_domain_of_the_cluster_stands_nowhere_but_in_its_value(self):
         self.assertNotIn("cluster.local", rendering.text("helm3", None, "--set", "global.clusterDomain=k8s.example"))
 
@@ -322,6 +349,10 @@ class Chart(Rendered):
         arrows |= {("prometheus", end, port) for end, port in
                    (("websocket", 9000), ("api", 9000), ("worker", 9000), ("nginx", 8081), ("nats", 8222))}
         arrows |= {("backend", "api", 9000), ("nginx", "websocket", 8000)}
+        arrows |= {("doctor", end, port) for end, port in
+                   (("nats", 4222), ("nats", 8222), ("redis", 6379), ("websocket", 8000), ("api", 9000), ("nginx", 8080), ("nginx", 8443),
+                    ("dns", 53))}
+        arrows |= {("backup", "nats", 4222), ("backup", "dns", 53)}
         anybody = {"stranger", "foreigner", "prometheus", "backend", "dns", "outside", "test"}
         if name == "ingress":
             arrows.add(("test", "nginx", 8080))
@@ -330,7 +361,7 @@ class Chart(Rendered):
             arrows |= {(one, "nginx", port) for one in anybody for port in (8080, 8443)}
         if name == "loadbalancer":
             # `helm test` goes to a host whose address is not known here, on the ports of HTTP.
-            arrows.add(("test", "dns", 80))
+            arrows |= {("test", "dns", 80), ("doctor", "dns", 80)}
         if name in ("no-redis", "full"):
             arrows.add(("nginx", "api", 9000))
         if name == "no-nginx":

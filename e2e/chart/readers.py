@@ -109,7 +109,8 @@ class Readers(Rendered):
                     file = pathlib.Path(folder) / "nats.conf"
                     text = found["ConfigMap", "plenum-nats"]["data"]["nats.conf"]
                     file.write_text(text.replace("/data", folder))
-                    environment = {**os.environ, "POD_NAME": "plenum-nats-0", "PLENUM_NATS_PASSWORD": "a-password"}
+                    environment = {**os.environ, "POD_NAME": "plenum-nats-0", "PLENUM_NATS_PASSWORD": "a-password",
+                                   "PLENUM_NATS_BACKUP_PASSWORD": "another"}
                     self.succeeds(NATS, "-t", "-c", file, environment=environment)
 
     def test_the_shell_takes_the_scripts_of_redis(self):

@@ -10,7 +10,9 @@ import json
 import os
 import pathlib
 import shlex
+import queue
 import subprocess
+import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
@@ -130,6 +132,19 @@ class Namespace:
         until("Redis Cluster to be whole", self.redis_whole, seconds)
         until("NATS to be current", self.nats_whole, seconds)
 
+    def job(self, name, source, seconds=120):
+        """Makes a job from a CronJob, as operators do; gives what it printed when it has ended well."""
+        self.kubectl("create", "job", f"--from=cronjob/{self.release}-{source}", name)
+
+        def ended():
+            status = json.loads(self.kubectl("get", "job", name, "-o", "json"))["status"]
+            return {each["type"] for each in status.get("conditions", []) if each["status"] == "True"} & {"Complete", "Failed"}
+
+        how = until(f"job {name} to end", ended, seconds)
+        said = self.kubectl("logs", f"job/{name}")
+        assert how == {"Complete"}, f"job {name}: {said}"
+        return said
+
     def address(self, pod):
         return self.pods()[pod]["status"]["podIP"]
 
@@ -159,6 +174,44 @@ class Cut:
 
     def __exit__(self, *_):
         self._rules("-D")
+
+
+class Client:
+    """A client of the JavaScript SDK that stays, whatever becomes of the release."""
+
+    def __init__(self, url, token, channel):
+        self.process = subprocess.Popen(
+            [*INSIDE, "env", f"PLENUM_TOOLS={ROOT / '.tools'}", "node", str(ROOT / "e2e/cluster/client.mjs"), url, token, channel],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True)
+        self.lines, self.seen = queue.Queue(), []
+        threading.Thread(target=self._read, daemon=True).start()
+
+    def _read(self):
+        for line in self.process.stdout:
+            self.lines.put(json.loads(line))
+
+    def wait(self, event, seconds=60):
+        """The next event of this name; those before it are passed over."""
+        end = time.monotonic() + seconds
+        while True:
+            try:
+                got = self.lines.get(timeout=max(0.0, end - time.monotonic()))
+            except queue.Empty:
+                raise AssertionError(f"no {event} of the client within {seconds} s, but {self.seen[-10:]}") from None
+            self.seen.append(got)
+            if got["event"] == event:
+                return got
+            assert got["event"] != "failed", got
+
+    def ask(self, event, **command):
+        self.process.stdin.write(json.dumps(command) + "\n")
+        self.process.stdin.flush()
+        return self.wait(event)
+
+    def kill(self):
+        if self.process.poll() is None:
+            os.killpg(self.process.pid, 9)
+        self.process.wait()
 
 
 class Load:

@@ -165,6 +165,11 @@ capabilities:
 {{- mergeOverwrite $own (deepCopy .Values.config) | toPrettyJson -}}
 {{- end -}}
 
+{{/* Secret of the replicas' user on NATS; empty: no login. */}}
+{{- define "plenum.natsSecret" -}}
+{{- ternary (default (include "plenum.nats" .) .Values.nats.existingSecret) .Values.externalNats.existingSecret .Values.nats.enabled -}}
+{{- end -}}
+
 {{- define "plenum.env" -}}
 - name: PLENUM_CONFIG
   value: /etc/plenum/plenum.json
@@ -182,9 +187,7 @@ capabilities:
     secretKeyRef:
       name: {{ include "plenum.secret" . }}
       key: api-key
-{{- $nats := .Values.externalNats.existingSecret }}
-{{- if .Values.nats.enabled }}{{- $nats = default (include "plenum.nats" .) .Values.nats.existingSecret }}{{- end }}
-{{- with $nats }}
+{{- with include "plenum.natsSecret" . }}
 - name: PLENUM_NATS__USER
   valueFrom:
     secretKeyRef: { name: {{ . }}, key: user }

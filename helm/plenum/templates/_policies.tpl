@@ -5,8 +5,20 @@
     - { protocol: UDP, port: 53 }
     - { protocol: TCP, port: 53 }
 {{- end }}
+{{/* The host of `helm test`: where it is, is not known here. */}}
+{{- define "plenum.toTestHost" -}}
+{{- with .Values.tests.host -}}
+- ports:
+    {{- with regexFind ":[0-9]+$" . | trimPrefix ":" }}
+    - { protocol: TCP, port: {{ . }} }
+    {{- else }}
+    - { protocol: TCP, port: 80 }
+    - { protocol: TCP, port: 443 }
+    {{- end }}
+{{- end }}
+{{- end }}
 {{/* NATS and Redis; which addresses they have outside of this chart is not known here, only their ports. */}}
-{{- define "plenum.toStores" -}}
+{{- define "plenum.toNats" -}}
 {{- if .Values.nats.enabled -}}
 - to:
     - podSelector:
@@ -19,6 +31,9 @@
     - { protocol: TCP, port: {{ regexFind ":[0-9]+$" . | trimPrefix ":" | default "4222" | int }} }
     {{- end }}
 {{- end }}
+{{- end }}
+{{- define "plenum.toStores" -}}
+{{ include "plenum.toNats" . }}
 {{- if .Values.redis.enabled }}
 - to:
     - podSelector:

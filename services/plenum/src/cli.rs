@@ -25,7 +25,7 @@ pub enum Command {
     Websocket(Settings),
     /// Only the server API, health and metrics (needs NATS).
     Api(Settings),
-    /// Only background work, health and metrics (needs NATS); there is none yet but to keep the log's clock.
+    /// Only background work, health and metrics (needs NATS): consumers of commands.
     Worker(Settings),
     /// Ask a running process to move its connections elsewhere at a steady pace and end, as SIGTERM does.
     Drain(Drain),
@@ -196,6 +196,9 @@ pub struct Doctor {
     /// Limit of each contact
     #[arg(long, default_value = "5s", value_parser = time)]
     pub timeout: Duration,
+    /// While something fails, look at all of it again until this time has passed: policies may not know a new pod at once
+    #[arg(long, default_value = "0s", value_parser = time)]
+    pub retry_for: Duration,
     /// How long a connection through each URL stays open with nothing but pings
     #[arg(long, default_value = "0s", value_parser = time)]
     pub idle: Duration,

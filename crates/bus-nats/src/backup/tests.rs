@@ -172,11 +172,10 @@ async fn what_cannot_be_restored_is_refused_before_anything_is_made() {
     assert!(new.monitor("/jsz").await.unwrap().contains("\"streams\": 0"));
 }
 
-/// The user of docs/backup.md, beside that of the replicas, may do all that is needed and is told of nothing it lacks.
+/// The user of deploy/nats/backup.conf, beside that of the replicas, may do all that is needed and is told of nothing it lacks.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_rights_suffice() {
-    let manual = include_str!("../../../../docs/backup.md");
-    let user = manual.split("```nats\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
+    let user = include_str!("../../../../deploy/nats/backup.conf");
     let account = include_str!("../../../../deploy/nats/plenum.conf").replace("users: [", &format!("users: [\n{user}"));
     let settings = account.replace("$PLENUM_NATS_PASSWORD", "one").replace("$PLENUM_NATS_BACKUP_PASSWORD", "two");
     let options = ServerOptions { settings: settings.replace("plenum", "shop"), ..ServerOptions::default() };

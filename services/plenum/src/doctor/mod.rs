@@ -13,7 +13,7 @@ mod report;
 mod server;
 
 use std::process::ExitCode;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use plenum_telemetry::{Finding, State};
 
@@ -24,11 +24,26 @@ use report::Report;
 /// Limits that `--timeout` may have.
 const LIMITS: std::ops::RangeInclusive<Duration> = Duration::from_millis(100)..=Duration::from_secs(60);
 
+/// Between two looks of `--retry-for`.
+const PAUSE: Duration = Duration::from_secs(1);
+
 /// Runs the checks. Exit status 0: nothing failed; 1: something did, or the command is wrong; 2 is clap's.
 pub fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
     if !LIMITS.contains(&arguments.timeout) {
         anyhow::bail!("--timeout must be from 100ms to 60s");
     }
+    let started = Instant::now();
+    let mut report = once(arguments)?;
+    while report.worst() == State::Failed && started.elapsed() < arguments.retry_for {
+        std::thread::sleep(PAUSE);
+        report = once(arguments)?;
+    }
+    crate::print(&if arguments.json { report.json()? } else { report.text() })?;
+    Ok(if report.worst() == State::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+}
+
+/// Everything that is asked for, looked at once.
+fn once(arguments: &Doctor) -> anyhow::Result<Report> {
     let mut report = Report::new(&arguments.only);
     if let Some(config) = configuration(arguments, &mut report) {
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -36,8 +51,7 @@ pub fn run(arguments: &Doctor) -> anyhow::Result<ExitCode> {
         // A resolver that does not answer holds a thread; nobody waits for it.
         runtime.shutdown_background();
     }
-    crate::print(&if arguments.json { report.json()? } else { report.text() })?;
-    Ok(if report.worst() == State::Failed { ExitCode::FAILURE } else { ExitCode::SUCCESS })
+    Ok(report)
 }
 
 /// Reads it as a server would. Without one nothing else can be looked at.
