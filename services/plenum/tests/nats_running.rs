@@ -17,10 +17,10 @@ fn start(role: &str, nats: &NatsServer, options: &[&str]) -> Server {
 }
 
 #[tokio::test]
-async fn a_worker_says_that_it_has_no_work_and_the_report_warns_by_the_configured_limits() {
+async fn a_worker_without_consumers_says_so_and_the_report_warns_by_the_configured_limits() {
     let nats = NatsServer::start().await.unwrap();
     let worker = start("worker", &nats, &["nats.report.tasks=1", "nats.report.memory=1"]);
-    worker.logged("the worker has no work of its own yet", |_| Some(()));
+    worker.logged("no consumer is enabled", |_| Some(()));
     worker.until("/readyz", 200);
     let report: Value = serde_json::from_str(&worker.get("/report").1).unwrap();
     let warnings: Vec<_> = report["warnings"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();

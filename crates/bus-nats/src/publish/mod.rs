@@ -52,7 +52,8 @@ impl Outgoing {
         self
     }
 
-    fn header(mut self, name: &'static str, value: &str) -> Self {
+    /// Carries a header; `name` is one of HTTP's, `value` is one line.
+    pub fn header(mut self, name: &'static str, value: &str) -> Self {
         self.headers.get_or_insert_with(HeaderMap::new).insert(name, value);
         self
     }

@@ -87,18 +87,31 @@ impl Default for PublicationDataMode {
     }
 }
 
-/// A consumer that is off may be of any type and hold anything: only that it is off is kept of it.
-pub(super) fn leave_out_what_is_off(tree: &mut Map<String, Value>) {
+/// A consumer that is off may be of any type and hold anything: only that it is off is kept of it. One that is on and of
+/// another type is reported, without a word on the options of that type.
+pub(super) fn take_others(tree: &mut Map<String, Value>, problems: &mut Vec<Problem>) {
     let list = tree.get_mut("consumers").and_then(Value::as_array_mut);
-    for consumer in list.into_iter().flatten().filter_map(Value::as_object_mut) {
-        let on = consumer.get("enabled").is_some_and(|enabled| match enabled {
-            Value::String(text) => !["", "0", "f", "false"].contains(&text.to_ascii_lowercase().as_str()),
-            Value::Number(number) => number.as_u64() != Some(0),
-            other => *other != Value::Bool(false) && !other.is_null(),
-        });
-        if !on {
+    for (index, consumer) in list.into_iter().flatten().enumerate() {
+        let Some(consumer) = consumer.as_object_mut() else { continue };
+        let on = consumer.get("enabled").is_some_and(is_on);
+        let kind = consumer.get("type").cloned().unwrap_or_default();
+        if on && kind != TYPE {
+            let (key, value) = (format!("consumers[{index}].type"), Some(super::unsupported::short(&kind)));
+            let text = format!("must be {TYPE}; no other queue is supported");
+            problems.push(Problem { source: String::new(), key, value, text });
+        }
+        if !on || kind != TYPE {
             consumer.retain(|key, _| key == "name");
         }
+    }
+}
+
+/// What is not surely off counts as on, so that what is wrong with it is said.
+fn is_on(enabled: &Value) -> bool {
+    match enabled {
+        Value::String(text) => !["", "0", "f", "false"].contains(&text.to_ascii_lowercase().as_str()),
+        Value::Number(number) => number.as_u64() != Some(0),
+        other => *other != Value::Bool(false) && !other.is_null(),
     }
 }
 
@@ -115,10 +128,6 @@ pub(super) fn check(config: &Config, problems: &mut Vec<Problem>) {
         if !is_name(&consumer.name) || earlier().any(|other| other.name == consumer.name) {
             let text = "must be 1 to 32 of a-z A-Z 0-9 - _, and unique";
             report("name", Some(format!("{:?}", consumer.name)), text);
-        }
-        if consumer.kind != TYPE {
-            report("type", Some(format!("{:?}", consumer.kind)), "must be nats_jetstream; no other queue is supported");
-            continue;
         }
         if !config.nats.enabled() {
             report("enabled", Some("true".into()), "needs nats.servers, where its stream is");
@@ -140,8 +149,7 @@ fn check_source(source: &NatsJetStream, report: &mut dyn FnMut(&str, Option<Stri
     let report = &mut |key: &str, value: Option<String>, text: &str| {
         report(&format!("nats_jetstream.{key}"), value, text);
     };
-    for (key, name) in
-        [("stream_name", &source.stream_name), ("durable_consumer_name", &source.durable_consumer_name)]
+    for (key, name) in [("stream_name", &source.stream_name), ("durable_consumer_name", &source.durable_consumer_name)]
     {
         let allowed = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
         if !(1..=MAX_NAME).contains(&name.len()) || !name.bytes().all(allowed) {
@@ -194,7 +202,11 @@ fn check_source(source: &NatsJetStream, report: &mut dyn FnMut(&str, Option<Stri
         ("publication_data_mode.tags_header_prefix", &mode.tags_header_prefix),
     ] {
         if name.len() > MAX_NAME || !name.bytes().all(|byte| byte.is_ascii_graphic() && byte != b':') {
-            report(key, Some(format!("{name:?}")), "must be the name of a header: at most 128 visible ASCII characters");
+            report(
+                key,
+                Some(format!("{name:?}")),
+                "must be the name of a header: at most 128 visible ASCII characters",
+            );
         }
     }
 }

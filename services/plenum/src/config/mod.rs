@@ -59,7 +59,7 @@ pub fn load(sources: &Sources) -> Result<Loaded, ConfigError> {
     for layer in &layers {
         source::merge(&mut tree, layer.tree.clone());
     }
-    consumers::leave_out_what_is_off(&mut tree);
+    consumers::take_others(&mut tree, &mut problems);
     problems.extend(unsupported::take(&mut tree, &mut warnings));
     for (key, value) in &mut tree {
         walk(key, value, &mut problems);

@@ -39,6 +39,9 @@ pub fn default_file() -> String {
     let mut header = String::new();
     for row in sorted() {
         let (section, name) = row.key.rsplit_once('.').unwrap_or(("", &row.key));
+        if section.is_empty() {
+            continue;
+        }
         let in_list = section.contains("[]");
         if section != header {
             section.clone_into(&mut header);

@@ -603,8 +603,10 @@ fn consumers_are_read_and_checked() {
         (toml(SERVER, "url = \"nats://b:4222\""), &["nats_jetstream.url", "connections of nats"]),
         (toml(SERVER, "stream = \"x\""), &["consumers[0].nats_jetstream.stream", "stream_name"]),
         (toml(SERVER, "").replace("\"S\"", "\"a.b\""), &["stream_name = \"a.b\"", "without"]),
-        (toml(SERVER, "[consumers.nats_jetstream.publication_data_mode]\nenabled = true\nchannels_header = \"\""),
-            &["publication_data_mode.channels_header", "must name a header"]),
+        (
+            toml(SERVER, "[consumers.nats_jetstream.publication_data_mode]\nenabled = true\nchannels_header = \"\""),
+            &["publication_data_mode.channels_header", "must name a header"],
+        ),
         (twice, &["consumers[1].name = \"a\"", "unique", "consumers[1].nats_jetstream.durable_consumer_name"]),
     ] {
         let message = message(file("consumers.toml", &text));
