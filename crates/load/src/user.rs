@@ -218,6 +218,8 @@ impl User {
                     if changed.is_err() {
                         return ControlFlow::Break(());
                     }
+                    // Beats that came due while others connected would all be made up for at once, and again after each interval.
+                    beats = self.beats();
                 }
                 _ = beats.tick(), if now == Phase::Run => {
                     if self.publish(socket).await.is_err() {

@@ -22,7 +22,11 @@ allow_publish_for_subscriber = true
 fn bench(server: &Server, config: &str, more: &[&str]) -> (Option<i32>, serde_json::Value, String) {
     let url = format!("ws://{}/connection/websocket", server.address);
     let mut arguments = vec!["bench", "session", "--config", config, "--url", &url, "--json"];
-    arguments.extend(["--duration", "1s", "--rate", "20", "--patience", "3s"]);
+    for unless_said in [["--duration", "1s"], ["--rate", "20"], ["--patience", "3s"]] {
+        if !more.contains(&unless_said[0]) {
+            arguments.extend(unless_said);
+        }
+    }
     arguments.extend(more);
     let (status, stdout, stderr) = output(&arguments);
     (status, serde_json::from_str(&stdout).unwrap_or_default(), stderr)
@@ -58,4 +62,18 @@ fn a_missed_threshold_is_the_exit_status() {
     let (status, _, stderr) = bench(&server, &config, &["--users", "0"]);
     assert_eq!(status, Some(1));
     assert!(stderr.contains("--users 0 is not allowed: 1 to"), "{stderr}");
+}
+
+/// Users that were there long before the publishing began do not all begin with it: the first moment is like any other.
+#[test]
+fn publications_are_spread_over_the_interval_from_the_first_moment_on() {
+    let folder = Folder::new();
+    let config = folder.write("plenum.toml", SETTINGS);
+    let server = Server::start(&["--config", &config]);
+    // The last user comes one interval after the first.
+    let spread = ["--users", "100", "--ramp", "50", "--rate", "0.5", "--patience", "60s", "--max-p99", "10s"];
+    let (status, report, stderr) = bench(&server, &config, &spread);
+    assert_eq!(status, Some(0), "{report} {stderr}");
+    let per_second = report["sent"].as_f64().unwrap() / report["seconds"].as_f64().unwrap();
+    assert!((20.0..70.0).contains(&per_second), "50 a second were asked for, and without spreading 88 come: {report}");
 }
