@@ -186,6 +186,7 @@ impl Reporter {
             for lane in &stats.lanes {
                 queue_warning(name, lane.waiting, lane.queue_bound, limits, &mut warnings);
             }
+            queue_warning(name, stats.workers.longest_queue, stats.workers.queue_bound, limits, &mut warnings);
             latency_warning(name, stats.append_latency.p99_ms, limits, &mut warnings);
             if stats.doubtful > 0 {
                 let (doubtful, all) = (stats.doubtful, stats.shards);

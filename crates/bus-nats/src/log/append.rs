@@ -1,7 +1,7 @@
 //! Appends: in the order of the calls, retried under the same id, many in flight at once.
 //!
-//! A lane is a task with a window of unacknowledged appends on one connection; a channel belongs to one lane. As long as
-//! all goes well appends of a channel follow each other without waiting. When one fails or stays without an answer, the
+//! A lane is a task that appends on one connection; a channel belongs to one lane. Each connection has one window of
+//! unacknowledged appends, which the lanes on it share evenly. As long as all goes well appends of a channel follow each other without waiting. When one fails or stays without an answer, the
 //! channel sends nothing more until everything in flight is resolved, and begins again with the oldest. An append whose
 //! successor was acknowledged first is never sent again, because it would land behind it: it is looked up instead.
 
@@ -46,26 +46,32 @@ const BATCH: usize = 128;
 /// The way to the lanes.
 pub(super) struct Lanes {
     lanes: Vec<Way>,
-    window: usize,
 }
 
 /// The way to one lane.
 struct Way {
     requests: mpsc::Sender<Request>,
-    in_flight: Arc<AtomicUsize>,
+    told: Arc<Told>,
+}
+
+/// What a lane tells of itself for the report.
+#[derive(Default)]
+struct Told {
+    in_flight: AtomicUsize,
+    window: AtomicUsize,
 }
 
 impl Lanes {
     pub fn start(count: usize, window: usize, queue: usize, patience: Duration, links: &Arc<dyn Links>) -> Self {
-        let window = window.max(1);
+        let count = count.max(1);
         let lane = |number: usize| {
             let (requests, receiver) = mpsc::channel(queue.max(1));
-            let lane = Lane::new(number as u64, window, patience, links.clone());
-            let in_flight = lane.told.clone();
+            let lane = Lane::new(Place { number, lanes: count, window: window.max(1) }, patience, links.clone());
+            let told = lane.told.clone();
             tokio::spawn(lane.run(receiver));
-            Way { requests, in_flight }
+            Way { requests, told }
         };
-        Self { lanes: (0..count.max(1)).map(lane).collect(), window }
+        Self { lanes: (0..count).map(lane).collect() }
     }
 
     pub fn stats(&self) -> Vec<LaneStats> {
@@ -74,8 +80,8 @@ impl Lanes {
             LaneStats {
                 waiting: queue_bound - way.requests.capacity(),
                 queue_bound,
-                in_flight: way.in_flight.load(Ordering::Relaxed),
-                window: self.window,
+                in_flight: way.told.in_flight.load(Ordering::Relaxed),
+                window: way.told.window.load(Ordering::Relaxed),
             }
         };
         self.lanes.iter().map(stats).collect()
@@ -106,15 +112,34 @@ enum Resolved {
     },
 }
 
+/// Which lane it is.
+#[derive(Clone, Copy)]
+struct Place {
+    number: usize,
+    /// How many lanes there are.
+    lanes: usize,
+    /// Of a connection.
+    window: usize,
+}
+
+impl Place {
+    /// This lane's share of its connection's window, at least 1.
+    fn share(&self, connections: usize) -> usize {
+        let first = self.number % connections.max(1);
+        let sharers = (first..self.lanes).step_by(connections.max(1)).count();
+        (self.window / sharers.max(1)).max(1)
+    }
+}
+
 struct Lane {
-    number: u64,
+    place: Place,
+    /// Appends that may be in flight.
     window: usize,
     patience: Duration,
     links: Arc<dyn Links>,
     lines: Lines,
     in_flight: usize,
-    /// `in_flight` as the report shows it.
-    told: Arc<AtomicUsize>,
+    told: Arc<Told>,
     /// Lines that wait for room in the window.
     starved: VecDeque<usize>,
     lookups: FuturesUnordered<BoxFuture<'static, Resolved>>,
@@ -136,13 +161,13 @@ struct Lane {
 }
 
 impl Lane {
-    fn new(number: u64, window: usize, patience: Duration, links: Arc<dyn Links>) -> Self {
-        let client = links.pinned(number);
+    fn new(place: Place, patience: Duration, links: Arc<dyn Links>) -> Self {
+        let (client, connections) = links.lane(place.number);
         let inbox = client.new_inbox();
         let now = Instant::now();
         Self {
-            number,
-            window,
+            place,
+            window: place.share(connections),
             patience,
             links,
             lines: Lines::default(),
@@ -179,7 +204,7 @@ impl Lane {
             let busy = !self.lines.is_empty();
             let room = BATCH.min(self.window.saturating_sub(self.in_flight));
             self.client.carries(self.in_flight);
-            self.told.store(self.in_flight, Ordering::Relaxed);
+            self.told.in_flight.store(self.in_flight, Ordering::Relaxed);
             tokio::select! {
                 answer = answer(&mut self.answers) => match answer {
                     Some(answer) => {
@@ -222,7 +247,10 @@ impl Lane {
 
     /// Takes a connection and subscribes to the acknowledgements on it.
     async fn listen(&mut self) {
-        self.client = self.links.pinned(self.number);
+        let (client, connections) = self.links.lane(self.place.number);
+        self.client = client;
+        self.window = self.place.share(connections);
+        self.told.window.store(self.window, Ordering::Relaxed);
         self.now = Instant::now();
         self.held_since = self.now;
         self.connects = self.client.statistics().connects.load(Ordering::Relaxed);
@@ -281,5 +309,24 @@ async fn answer(answers: &mut Option<Subscriber>) -> Option<async_nats::Message>
     match answers {
         Some(answers) => answers.next().await,
         None => std::future::pending().await,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_lanes_of_a_connection_share_one_window() {
+        for (lanes, connections) in [(4, 1), (4, 2), (4, 3), (4, 4), (4, 9), (7, 3), (1, 1)] {
+            let mut windows = vec![0; connections];
+            for number in 0..lanes {
+                windows[number % connections] += Place { number, lanes, window: 1024 }.share(connections);
+            }
+            let full = |window: &usize| *window == 0 || (1024 - lanes..=1024).contains(window);
+            assert!(windows.iter().all(full), "{lanes} lanes on {connections} connections: {windows:?}");
+            assert!(windows.iter().filter(|window| **window > 0).count() == lanes.min(connections));
+        }
+        assert_eq!(Place { number: 0, lanes: 4, window: 1 }.share(1), 1);
     }
 }

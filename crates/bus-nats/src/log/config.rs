@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::names;
 use super::setup::SetupError;
 use super::tails::TailStore;
+use crate::workers::WorkersConfig;
 
 /// Says which retention group a channel belongs to, as an index into [`LogConfig::groups`].
 pub type Placement = Arc<dyn Fn(&str) -> usize + Send + Sync>;
@@ -25,11 +26,12 @@ pub struct LogConfig {
     pub namespaces: BTreeMap<String, String>,
     /// Group of each channel; must agree with `namespaces`.
     pub placement: Placement,
-    /// Tasks that deliver live messages; a channel belongs to one of them.
-    pub delivery_workers: usize,
-    /// Tasks that append, each with a window of its own on a connection; a channel belongs to one of them.
+    /// The keyed workers that deliver live messages; what finds no room there for as long as it may wait is read from
+    /// the stream.
+    pub delivery: WorkersConfig,
+    /// Tasks that append, spread over the publishing connections; a channel belongs to one of them.
     pub append_lanes: usize,
-    /// Unacknowledged appends of one lane.
+    /// Unacknowledged appends of one connection, shared evenly by the lanes on it.
     pub append_window: usize,
     /// Appends that wait in one lane besides those; beyond it an append fails as unavailable at once.
     pub append_queue: usize,
@@ -69,7 +71,7 @@ impl Default for LogConfig {
             groups: vec![GroupConfig::default()],
             namespaces: BTreeMap::new(),
             placement: Arc::new(|_| 0),
-            delivery_workers: 16,
+            delivery: WorkersConfig::default(),
             append_lanes: 4,
             append_window: 1024,
             append_queue: 8192,

@@ -7,11 +7,11 @@ use async_nats::Subscriber;
 use futures_util::StreamExt;
 use tokio::time::{sleep, timeout};
 
+use super::delivery::Delivery;
 use super::jetstream::REQUEST_TIMEOUT;
 use super::links::Links;
 use super::setup::{StreamInfo, stream_info};
 use super::shard::Shard;
-use super::workers::Workers;
 
 /// A new leader may not answer at once; after so many tries the look-up goes on without its answer.
 const TRIES: u32 = 20;
@@ -78,7 +78,7 @@ impl Elections {
 
 /// Has the shard's channels looked up as far as the new leader knows the stream: a server that lags must not say that
 /// there is nothing.
-pub(super) async fn look_after(shard: Arc<Shard>, links: Arc<dyn Links>, workers: Workers) {
+pub(super) async fn look_after(shard: Arc<Shard>, links: Arc<dyn Links>, delivery: Arc<Delivery>) {
     #[cfg(test)]
     if super::faults::Faults::on(&shard.faults.ignore_elections) {
         return;
@@ -92,5 +92,5 @@ pub(super) async fn look_after(shard: Arc<Shard>, links: Arc<dyn Links>, workers
         sleep(PAUSE).await;
     }
     tracing::info!(stream = shard.current().stream, required, "a new leader; the stream's channels are looked up");
-    workers.verify_shard(&shard, shard.chain().through, required);
+    delivery.verify_shard(&shard, shard.chain().through, required);
 }

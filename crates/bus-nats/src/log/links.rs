@@ -7,8 +7,9 @@ use std::sync::Arc;
 use async_nats::Client;
 use tokio::sync::{broadcast, watch};
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
-use crate::pool::{EventKind, InUse, Lease, Pinned, Pool, PoolEvent, Role};
+use crate::pool::{EventKind, InUse, Lease, Pinned, Pool, PoolEvent, Role, SLOW_PAUSE};
 
 /// Which connection serves what.
 pub trait Links: Send + Sync + 'static {
@@ -23,6 +24,12 @@ pub trait Links: Send + Sync + 'static {
 
     /// For everything that is sent in order under this number, as long as it is held.
     fn pinned(&self, number: u64) -> Held;
+
+    /// For one of several lanes, and among how many connections the lanes are spread: lanes whose numbers are the same
+    /// modulo that share one.
+    fn lane(&self, number: usize) -> (Held, usize) {
+        (self.pinned(number as u64), 1)
+    }
 
     /// For subscriptions of this number.
     fn subscribing(&self, number: u64) -> Client;
@@ -97,13 +104,29 @@ impl Drop for PoolLinks {
 }
 
 async fn watch_events(mut events: broadcast::Receiver<PoolEvent>, disturbed: watch::Sender<u64>) {
+    // Of many dropped messages the pool tells the first; those behind it are due when the next would be told.
+    let mut again: Option<Instant> = None;
     loop {
-        let disturbs = match events.recv().await {
-            Ok(PoolEvent { role, kind, .. }) => {
-                role == Role::Subscribing
-                    && matches!(kind, EventKind::Reconnected { .. } | EventKind::SlowConsumer { .. })
+        let event = tokio::select! {
+            event = events.recv() => event,
+            () = sleep_until(again.unwrap_or_else(Instant::now)), if again.is_some() => {
+                again = None;
+                disturbed.send_modify(|count| *count += 1);
+                continue;
             }
-            Err(broadcast::error::RecvError::Lagged(_)) => true,
+        };
+        let disturbs = match event {
+            Ok(PoolEvent { role: Role::Subscribing, kind, .. }) => {
+                if let EventKind::SlowConsumer { .. } = kind {
+                    again = Some(Instant::now() + SLOW_PAUSE);
+                }
+                matches!(kind, EventKind::Reconnected { .. } | EventKind::SlowConsumer { .. })
+            }
+            Ok(_) => false,
+            Err(broadcast::error::RecvError::Lagged(_)) => {
+                again = Some(Instant::now() + SLOW_PAUSE);
+                true
+            }
             Err(broadcast::error::RecvError::Closed) => return,
         };
         if disturbs {
@@ -127,6 +150,12 @@ impl Links for PoolLinks {
     fn pinned(&self, number: u64) -> Held {
         let guard = self.pool.pinned(number);
         Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Pinned(guard) }
+    }
+
+    fn lane(&self, number: usize) -> (Held, usize) {
+        let (guard, connections) = self.pool.placed(number);
+        let held = Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Any(guard) };
+        (held, connections)
     }
 
     fn subscribing(&self, number: u64) -> Client {

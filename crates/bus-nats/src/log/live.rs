@@ -1,98 +1,69 @@
-//! Live delivery: a fixed number of workers, each with the channels whose hash falls to it.
+//! Live delivery of one channel.
 //!
-//! A worker never waits for the network: joins, gap reads and verifications run beside it as jobs, while live messages of
-//! that channel wait in its [`Chain`] within bounds. So the reader of a connection is never blocked.
+//! A channel is the work that travels with its live messages through the keyed workers. Whatever else happens to it
+//! (subscriptions, finished reads, what ticks name) is put into its inbox, and whoever holds its state carries it out, one
+//! thing after the other: so nobody waits for a subscriber that takes its time, except the channel's own worker. Joins,
+//! reads of gaps and verifications run beside, while live messages wait in the [`Chain`] within bounds.
 
+use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::task::{Context, Poll};
 
 use async_nats::header::NATS_SEQUENCE;
 use async_nats::{Message, Subscriber};
-use futures_util::future::BoxFuture;
-use futures_util::stream::{AbortHandle, Abortable, FuturesUnordered, SelectAll};
-use futures_util::{FutureExt, Stream, StreamExt};
-use hashbrown::HashMap;
-use plenum_channels::{Announcement, LiveEvent, Position, ReadError};
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::{Instant, sleep_until};
+use futures_util::stream::AbortHandle;
+use futures_util::task::AtomicWaker;
+use parking_lot::Mutex;
+use plenum_channels::{Announcement, LiveEvent, ReadError};
 
 use super::chain::{Chain, Filled, Gap, Incoming, Output};
+use super::delivery::{Delivery, Look, Piece, Reply, Sink};
 use super::event::{decode_announcement, publication};
 use super::jetstream::{RequestError, Stored};
-use super::links::Links;
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
-use super::stats::Deliveries;
-use super::workers::{Command, Look, Sink};
 use crate::channel_token;
-
-/// Live messages taken from one subscription before others have their turn.
-const CHUNK: usize = 64;
-
-/// A tick may overtake live messages of another connection; what it names is read after this much patience.
-const GRACE: Duration = Duration::from_millis(150);
+use crate::workers::{Loss, Step, Work};
 
 /// One channel with a local subscription.
-struct Channel {
-    name: Arc<str>,
-    hash: u64,
-    shard: Arc<Shard>,
+pub(super) struct Channel {
+    pub name: Arc<str>,
+    pub hash: u64,
+    pub shard: Arc<Shard>,
+    pub pieces: Pieces,
+    me: Weak<Channel>,
     tracked: Arc<Tracked>,
-    sink: Arc<Sink>,
-    chain: Chain<Stored>,
-    /// Stream of the sequences in `chain`; `None` while joining.
-    current: Option<Arc<Current>>,
-    waiting: Vec<oneshot::Sender<Result<Position, ReadError>>>,
-    subscription: Option<AbortHandle>,
+    delivery: Arc<Delivery>,
+    inbox: Mutex<VecDeque<Input>>,
+    state: Mutex<State>,
 }
 
-/// Ends with the abort of its subscription; yields what has arrived, in pieces.
-struct Arrivals {
-    id: u64,
-    messages: Abortable<Subscriber>,
-}
-
-impl Stream for Arrivals {
-    type Item = (u64, Vec<Message>);
-
-    fn poll_next(
-        mut self: std::pin::Pin<&mut Self>,
-        context: &mut std::task::Context<'_>,
-    ) -> std::task::Poll<Option<Self::Item>> {
-        use std::task::Poll;
-        let mut chunk = Vec::new();
-        while chunk.len() < CHUNK {
-            match self.messages.poll_next_unpin(context) {
-                Poll::Ready(Some(message)) => chunk.push(message),
-                Poll::Ready(None) if chunk.is_empty() => return Poll::Ready(None),
-                Poll::Pending if chunk.is_empty() => return Poll::Pending,
-                Poll::Ready(None) | Poll::Pending => break,
-            }
-        }
-        Poll::Ready(Some((self.id, chunk)))
-    }
-}
-
-/// What a job found.
-enum Done {
-    Joined {
-        id: u64,
-        result: Result<Joined, RequestError>,
+/// What happens to a channel.
+enum Input {
+    Subscribe {
+        sink: Arc<Sink>,
+        reply: Reply,
     },
-    Filled {
-        id: u64,
-        current: Arc<Current>,
-        filled: Option<Filled<Stored>>,
-    },
-    /// Last sequence of channels that have something new.
+    End,
+    Arrived(Piece),
+    /// It has something at or after this sequence.
+    Require(u64),
+    /// The same, of this incarnation only.
     Verified {
         current: Arc<Current>,
-        lasts: Vec<(u64, u64)>,
+        last: u64,
     },
+    Joined(Box<Result<Joined, RequestError>>),
+    Filled {
+        current: Arc<Current>,
+        filled: Option<Box<Filled<Stored>>>,
+    },
+    Reincarnated,
 }
 
+/// What a join found.
 pub(super) struct Joined {
     pub subscriber: Option<Subscriber>,
     pub current: Arc<Current>,
@@ -100,245 +71,296 @@ pub(super) struct Joined {
     pub through: u64,
 }
 
-/// See the module's description.
-pub(super) struct Worker {
-    index: usize,
-    links: Arc<dyn Links>,
-    channels: HashMap<u64, Channel>,
-    by_name: HashMap<Arc<str>, u64>,
-    arrivals: SelectAll<Arrivals>,
-    jobs: FuturesUnordered<BoxFuture<'static, Done>>,
-    /// Requirements of ticks that get their grace, oldest first.
-    later: std::collections::VecDeque<(Instant, u64, u64)>,
+struct State {
+    phase: Phase,
+    sink: Option<Arc<Sink>>,
+    chain: Chain<Stored>,
+    /// Stream of the sequences in `chain`; `None` while joining.
+    current: Option<Arc<Current>>,
+    waiting: Vec<Reply>,
+    subscription: Option<AbortHandle>,
     out: Vec<Output<Stored>>,
-    counts: Arc<Deliveries>,
 }
 
-static NEXT_ID: AtomicU64 = AtomicU64::new(1);
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Phase {
+    New,
+    Subscribed,
+    Ended,
+}
 
-impl Worker {
-    pub fn new(index: usize, links: Arc<dyn Links>, counts: Arc<Deliveries>) -> Self {
-        Self {
-            index,
-            links,
-            channels: HashMap::new(),
-            by_name: HashMap::new(),
-            arrivals: SelectAll::new(),
-            jobs: FuturesUnordered::new(),
-            later: Default::default(),
-            out: Vec::new(),
-            counts,
+/// How many pieces of a channel wait for their worker.
+#[derive(Default)]
+pub(super) struct Pieces {
+    waiting: AtomicUsize,
+    reader: AtomicWaker,
+}
+
+impl Pieces {
+    /// So few that a worker's queue has room for its other channels, and so many that the reader need not be woken for each.
+    const MOST: usize = 4;
+
+    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
+        if self.waiting.load(Ordering::SeqCst) < Self::MOST {
+            return Poll::Ready(());
+        }
+        self.reader.register(context.waker());
+        if self.waiting.load(Ordering::SeqCst) < Self::MOST { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    pub fn add(&self) {
+        self.waiting.fetch_add(1, Ordering::SeqCst);
+    }
+
+    fn remove(&self) {
+        if self.waiting.fetch_sub(1, Ordering::SeqCst) == Self::MOST {
+            self.reader.wake();
+        }
+    }
+}
+
+impl Work<Piece> for Channel {
+    fn run(&self, _key: u64, piece: Piece) -> Step<'_> {
+        self.put(Input::Arrived(piece));
+        // Waits for who holds the state now, so that no more is taken in than is delivered.
+        self.carry_out_all(&mut self.state.lock());
+        self.work();
+        self.pieces.remove();
+        Step::Done
+    }
+
+    fn lost(&self, _key: u64, _loss: Loss) {
+        self.pieces.remove();
+        self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
+        if let Some(me) = self.me.upgrade() {
+            let look = Look { behind: self.shard.chain().through, required: 0 };
+            self.delivery.verify(&self.shard, vec![me], look);
+        }
+    }
+}
+
+impl Channel {
+    pub fn new(name: Arc<str>, shard: Arc<Shard>, delivery: Arc<Delivery>) -> Arc<Self> {
+        Arc::new_cyclic(|me: &Weak<Self>| {
+            let tracked = Tracked { channel: me.clone(), last: AtomicU64::new(0), required: AtomicU64::new(0) };
+            let state = State {
+                phase: Phase::New,
+                sink: None,
+                chain: Chain::joining(),
+                current: None,
+                waiting: Vec::new(),
+                subscription: None,
+                out: Vec::new(),
+            };
+            Self {
+                hash: channel_token::hash(&name),
+                name,
+                shard,
+                pieces: Pieces::default(),
+                me: me.clone(),
+                tracked: Arc::new(tracked),
+                delivery,
+                inbox: Mutex::default(),
+                state: Mutex::new(state),
+            }
+        })
+    }
+
+    /// Takes effect with the next [`Channel::work`].
+    pub fn will_subscribe(&self, sink: Arc<Sink>, reply: Reply) {
+        self.put(Input::Subscribe { sink, reply });
+    }
+
+    pub fn end(&self) {
+        self.put(Input::End);
+        self.work();
+    }
+
+    pub fn require(&self, seq: u64) {
+        self.put(Input::Require(seq));
+        self.work();
+    }
+
+    /// A look found this last sequence in this incarnation.
+    pub fn verified(&self, current: &Arc<Current>, last: u64) {
+        self.put(Input::Verified { current: current.clone(), last });
+        self.work();
+    }
+
+    pub fn reincarnated(&self) {
+        self.put(Input::Reincarnated);
+        self.work();
+    }
+
+    /// A piece found no room: what it held is read from the stream.
+    pub fn missed(&self, piece: &[Message]) {
+        self.pieces.remove();
+        self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
+        if let Some(last) = piece.iter().rev().find_map(|message| Stored::parse(message.clone()))
+            && last.stream == self.shard.current().stream
+        {
+            self.shard.see(&last.stream, last.seq);
+            self.require(last.seq);
         }
     }
 
-    /// Inputs: commands, live messages, finished jobs, requirements whose grace is over.
-    pub async fn run(mut self, mut commands: mpsc::UnboundedReceiver<Command>) {
+    fn put(&self, input: Input) {
+        self.inbox.lock().push_back(input);
+    }
+
+    /// Carries out what waits, unless somebody is at it: then he does.
+    pub fn work(&self) {
+        while !self.inbox.lock().is_empty() {
+            let Some(mut state) = self.state.try_lock() else { return };
+            self.carry_out_all(&mut state);
+        }
+    }
+
+    fn carry_out_all(&self, state: &mut State) {
         loop {
-            self.counts.channels.store(self.channels.len(), Ordering::Relaxed);
-            self.counts.reads.store(self.jobs.len(), Ordering::Relaxed);
-            let due = self.later.front().map(|(due, ..)| *due);
-            tokio::select! {
-                command = commands.recv() => match command {
-                    Some(command) => self.command(command),
-                    None => return,
-                },
-                Some((id, messages)) = self.arrivals.next(), if !self.arrivals.is_empty() => self.arrived(id, messages),
-                Some(done) = self.jobs.next(), if !self.jobs.is_empty() => self.done(done),
-                () = sleep_until(due.unwrap_or_else(Instant::now)), if due.is_some() => {
-                    while let Some(&(due, id, seq)) = self.later.front() && due <= Instant::now() {
-                        self.later.pop_front();
-                        self.require(id, seq);
-                    }
-                }
-            }
+            let Some(input) = self.inbox.lock().pop_front() else { return };
+            self.carry_out(state, input);
         }
     }
 
-    fn command(&mut self, command: Command) {
-        match command {
-            Command::Subscribe { channel, shard, sink, reply } => self.subscribe(channel, shard, sink, reply),
-            Command::Unsubscribe { channel, sink } => {
-                let id = self.by_name.get(&channel).copied();
-                if let Some(id) = id.filter(|id| self.channels.get(id).is_some_and(|it| Arc::ptr_eq(&it.sink, &sink))) {
-                    self.end(id);
-                }
-            }
-            Command::Require { id, seq } => self.later.push_back((Instant::now() + GRACE, id, seq)),
-            Command::Verify { only } => self.verify(only),
-            Command::Reincarnated { shard } => self.reincarnated(shard),
-        }
-    }
-
-    fn subscribe(
-        &mut self,
-        name: Arc<str>,
-        shard: Arc<Shard>,
-        sink: Arc<Sink>,
-        reply: oneshot::Sender<Result<Position, ReadError>>,
-    ) {
-        if let Some(channel) = self.by_name.get(&name).and_then(|id| self.channels.get_mut(id)) {
-            channel.sink = sink;
-            match &channel.current {
-                Some(current) => drop(reply.send(Ok(current.position(channel.chain.last())))),
-                None => channel.waiting.push(reply),
+    fn carry_out(&self, state: &mut State, input: Input) {
+        if state.phase == Phase::Ended {
+            if let Input::Subscribe { reply, .. } = input {
+                refuse(reply, "the channel cannot be joined now");
             }
             return;
         }
-        let id = NEXT_ID.fetch_add(1, Ordering::Relaxed);
-        let hash = channel_token::hash(&name);
-        let tracked =
-            Arc::new(Tracked { id, worker: self.index, last: AtomicU64::new(0), required: AtomicU64::new(0) });
-        // Ticks count from now on, before the subscription and before the read.
-        shard.track(hash, tracked.clone());
-        self.by_name.insert(name.clone(), id);
-        let channel = Channel {
-            name,
-            hash,
-            shard,
-            tracked,
-            sink,
-            chain: Chain::joining(),
-            current: None,
-            waiting: vec![reply],
-            subscription: None,
-        };
-        self.start_join(&channel, id, true);
-        self.channels.insert(id, channel);
+        match input {
+            Input::Subscribe { sink, reply } => self.subscribe(state, sink, reply),
+            Input::End => self.finish(state, "the subscription was ended"),
+            Input::Arrived(piece) => self.arrived(state, piece),
+            Input::Require(seq) => self.required(state, seq),
+            Input::Verified { current, last } if state.is_in(&current) => self.required(state, last),
+            Input::Filled { current, filled: Some(filled) } if state.is_in(&current) => {
+                state.chain.filled(*filled, &mut state.out);
+                self.decided(state);
+            }
+            // Another incarnation took over meanwhile: its own join is under way.
+            Input::Verified { .. } | Input::Filled { .. } => {}
+            Input::Joined(result) => self.joined(state, *result),
+            Input::Reincarnated => {
+                if state.current.take().is_some() {
+                    state.chain = Chain::joining();
+                    self.tracked.required.store(0, Ordering::SeqCst);
+                    self.start_join(state.subscription.is_none());
+                }
+            }
+        }
     }
 
-    fn start_join(&self, channel: &Channel, id: u64, subscribe: bool) {
-        let client = self.links.subscribing(channel.hash);
-        let (shard, name) = (channel.shard.clone(), channel.name.clone());
-        let job = async move {
-            let result = repair::join(&client, &shard, &name, subscribe).await;
-            Done::Joined { id, result }
-        };
-        self.jobs.push(job.boxed());
+    fn subscribe(&self, state: &mut State, sink: Arc<Sink>, reply: Reply) {
+        state.sink = Some(sink);
+        if let Some(current) = &state.current {
+            let _ = reply.send(Ok(current.position(state.chain.last())));
+            return;
+        }
+        state.waiting.push(reply);
+        if state.phase == Phase::New {
+            state.phase = Phase::Subscribed;
+            // Ticks count from now on, before the subscription and before the read.
+            self.shard.track(self.hash, self.tracked.clone());
+            self.start_join(true);
+        }
     }
 
-    fn end(&mut self, id: u64) {
-        let Some(channel) = self.channels.remove(&id) else { return };
-        channel.shard.untrack(channel.hash, id);
-        self.by_name.remove(&channel.name);
-        if let Some(subscription) = channel.subscription {
+    fn start_join(&self, subscribe: bool) {
+        let Some(channel) = self.me.upgrade() else { return };
+        let client = self.delivery.links.subscribing(self.hash);
+        self.delivery.read(async move {
+            let result = repair::join(&client, &channel.shard, &channel.name, subscribe).await;
+            channel.put(Input::Joined(Box::new(result)));
+            channel.work();
+        });
+    }
+
+    fn finish(&self, state: &mut State, reason: &str) {
+        state.phase = Phase::Ended;
+        state.sink = None;
+        self.shard.untrack(self.hash, &self.tracked);
+        if let Some(subscription) = state.subscription.take() {
             subscription.abort();
         }
-        for reply in channel.waiting {
-            let _ = reply.send(Err(ReadError::Unavailable { reason: "the subscription was ended".into() }));
-        }
+        state.waiting.drain(..).for_each(|reply| refuse(reply, reason));
     }
 
-    fn done(&mut self, done: Done) {
-        match done {
-            Done::Joined { id, result } => self.joined(id, result),
-            Done::Filled { id, current, filled } => {
-                let Some(channel) = self.channels.get_mut(&id) else { return };
-                // Another incarnation took over meanwhile: its own join is under way.
-                let Some(filled) = filled else { return };
-                if channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current)) {
-                    channel.chain.filled(filled, &mut self.out);
-                    self.carry_out(id);
-                }
-            }
-            Done::Verified { current, lasts } => {
-                for (id, last) in lasts {
-                    let same =
-                        |channel: &Channel| channel.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, &current));
-                    if self.channels.get(&id).is_some_and(same) {
-                        self.require(id, last);
-                    }
-                }
-            }
-        }
-    }
-
-    fn joined(&mut self, id: u64, result: Result<Joined, RequestError>) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
+    fn joined(&self, state: &mut State, result: Result<Joined, RequestError>) {
         let joined = match result {
             Ok(joined) => joined,
-            Err(error) if channel.subscription.is_none() => {
-                let reason = error.to_string();
-                for reply in channel.waiting.drain(..) {
-                    let _ = reply.send(Err(ReadError::Unavailable { reason: reason.clone() }));
+            Err(error) if state.subscription.is_none() => {
+                if let Some(me) = self.me.upgrade() {
+                    self.delivery.forget(&me);
                 }
-                self.end(id);
+                self.finish(state, &error.to_string());
                 return;
             }
             Err(_) => {
                 // A new incarnation that cannot be read yet: those who are subscribed wait for it.
-                let channel = &self.channels[&id];
-                self.start_join(channel, id, false);
+                self.start_join(false);
                 return;
             }
         };
         let position = joined.current.position(joined.last);
-        let again = channel.subscription.is_some();
-        channel.current = Some(joined.current);
-        channel.tracked.last.store(joined.last, Ordering::SeqCst);
-        for reply in channel.waiting.drain(..) {
+        let again = state.subscription.is_some();
+        state.current = Some(joined.current);
+        self.tracked.last.store(joined.last, Ordering::SeqCst);
+        for reply in state.waiting.drain(..) {
             let _ = reply.send(Ok(position.clone()));
         }
         if again {
-            hand_over(channel, &[LiveEvent::Lost { position }]);
+            hand_over(state, &[LiveEvent::Lost { position }]);
         }
-        channel.chain.joined(joined.last, joined.through, &mut self.out);
-        let required = channel.tracked.required.load(Ordering::SeqCst);
-        channel.chain.require(required, &mut self.out);
-        if let Some(subscriber) = joined.subscriber {
-            let (abort, registration) = AbortHandle::new_pair();
-            channel.subscription = Some(abort);
-            self.arrivals.push(Arrivals { id, messages: Abortable::new(subscriber, registration) });
+        state.chain.joined(joined.last, joined.through, &mut state.out);
+        let required = self.tracked.required.load(Ordering::SeqCst);
+        state.chain.require(required, &mut state.out);
+        if let (Some(subscriber), Some(me)) = (joined.subscriber, self.me.upgrade()) {
+            state.subscription = Some(self.delivery.listen(&me, subscriber));
         }
-        self.carry_out(id);
+        self.decided(state);
     }
 
-    fn require(&mut self, id: u64, seq: u64) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
-        if channel.current.is_some() && seq > channel.chain.last() {
-            channel.tracked.required.fetch_max(seq, Ordering::SeqCst);
-            channel.chain.require(seq, &mut self.out);
-            self.carry_out(id);
+    fn required(&self, state: &mut State, seq: u64) {
+        if state.current.is_some() && seq > state.chain.last() {
+            self.tracked.required.fetch_max(seq, Ordering::SeqCst);
+            state.chain.require(seq, &mut state.out);
+            self.decided(state);
         }
     }
 
-    fn arrived(&mut self, id: u64, messages: Vec<Message>) {
-        let Some(channel) = self.channels.get_mut(&id) else { return };
-        let Some(current) = channel.current.clone() else { return };
-        let mut announced = false;
-        for message in messages {
+    fn arrived(&self, state: &mut State, piece: Piece) {
+        let Some(current) = state.current.clone() else { return };
+        for message in piece {
             if message.headers.as_ref().is_none_or(|headers| headers.get_last(NATS_SEQUENCE).is_none()) {
                 if let Some(announcement) = decode_announcement(&message.payload) {
-                    // What was decided so far comes first.
-                    self.carry_out(id);
-                    self.announce(id, announcement);
-                    announced = true;
+                    self.announce(state, announcement);
                 }
-                let Some(_) = self.channels.get(&id) else { return };
                 continue;
             }
             let Some(stored) = Stored::parse(message) else { continue };
-            let Some(channel) = self.channels.get_mut(&id) else { return };
             #[cfg(test)]
-            if channel.shard.faults.loses_this() {
+            if self.shard.faults.loses_this() {
                 continue;
             }
             if stored.stream != current.stream {
-                channel.shard.suspect.notify_one();
+                self.shard.suspect.notify_one();
                 continue;
             }
-            channel.shard.see(&stored.stream, stored.seq);
-            channel.shard.note(&stored.stream, stored.seq, channel.hash);
+            self.shard.see(&stored.stream, stored.seq);
+            self.shard.note(&stored.stream, stored.seq, self.hash);
             // A digest that named nothing new of this channel verifies it as far as it goes.
-            let through = channel.shard.chain().through;
+            let through = self.shard.chain().through;
             let settled =
-                channel.tracked.required.load(Ordering::SeqCst) <= channel.chain.last() && channel.chain.is_settled();
+                self.tracked.required.load(Ordering::SeqCst) <= state.chain.last() && state.chain.is_settled();
             if settled {
-                channel.chain.verify(through);
+                state.chain.verify(through);
             }
-            let front_safe = settled && channel.shard.front_is_safe(through, stored.seq, stored.time_ms);
+            let front_safe = settled && self.shard.front_is_safe(through, stored.seq, stored.time_ms);
             #[cfg(test)]
-            if super::faults::Faults::on(&channel.shard.faults.trust_trimmed) && stored.previous < channel.chain.last()
-            {
+            if super::faults::Faults::on(&self.shard.faults.trust_trimmed) && stored.previous < state.chain.last() {
                 continue;
             }
             let incoming = Incoming {
@@ -348,32 +370,30 @@ impl Worker {
                 bytes: stored.payload.len(),
                 item: stored,
             };
-            channel.chain.live(incoming, &mut self.out);
+            state.chain.live(incoming, &mut state.out);
         }
-        if !self.out.is_empty() || !announced {
-            self.carry_out(id);
-        }
+        self.decided(state);
     }
 
-    fn announce(&self, id: u64, announcement: Announcement) {
-        let Some(channel) = self.channels.get(&id) else { return };
-        hand_over(channel, &[LiveEvent::Announcement(Arc::new(announcement))]);
+    fn announce(&self, state: &mut State, announcement: Announcement) {
+        // What was decided so far comes first.
+        self.decided(state);
+        hand_over(state, &[LiveEvent::Announcement(Arc::new(announcement))]);
     }
 
     /// Does what the chain decided.
-    fn carry_out(&mut self, id: u64) {
-        if self.out.is_empty() {
+    fn decided(&self, state: &mut State) {
+        if state.out.is_empty() {
             return;
         }
-        let outputs = std::mem::take(&mut self.out);
-        let Some(channel) = self.channels.get(&id) else { return };
-        let Some(current) = &channel.current else { return };
+        let outputs = std::mem::take(&mut state.out);
+        let Some(current) = &state.current else { return };
         let mut events = Vec::with_capacity(outputs.len());
         let (mut gaps, mut lost) = (0, 0);
         for output in outputs {
             match output {
                 Output::Deliver { seq, previous, item } => {
-                    events.extend(publication(&channel.shard, seq, previous, &item))
+                    events.extend(publication(&self.shard, seq, previous, &item))
                 }
                 Output::Lost { after } => {
                     lost += 1;
@@ -381,84 +401,48 @@ impl Worker {
                 }
                 Output::Fill(gap) => {
                     gaps += 1;
-                    self.jobs.push(self.fill(id, channel, gap));
+                    self.fill(current.clone(), gap);
                 }
             }
         }
-        for (counter, count) in
-            [(&self.counts.delivered, events.len() as u64 - lost), (&self.counts.gaps, gaps), (&self.counts.lost, lost)]
-        {
+        let counts = &self.delivery.counts;
+        let delivered = events.len() as u64 - lost;
+        for (counter, count) in [(&counts.delivered, delivered), (&counts.gaps, gaps), (&counts.lost, lost)] {
             if count > 0 {
                 counter.fetch_add(count, Ordering::Relaxed);
             }
         }
-        channel.tracked.last.store(channel.chain.last(), Ordering::SeqCst);
+        self.tracked.last.store(state.chain.last(), Ordering::SeqCst);
         if !events.is_empty() {
-            hand_over(channel, &events);
+            hand_over(state, &events);
         }
     }
 
-    fn fill(&self, id: u64, channel: &Channel, gap: Gap) -> BoxFuture<'static, Done> {
-        let (shard, links, name) = (channel.shard.clone(), self.links.clone(), channel.name.clone());
-        let current = channel.current.clone();
-        async move {
-            match current {
-                Some(current) => {
-                    let filled = repair::fill(&*links, &shard, &current, &name, gap).await;
-                    Done::Filled { id, current, filled }
-                }
-                None => Done::Filled { id, current: shard.current(), filled: None },
-            }
-        }
-        .boxed()
-    }
-
-    fn verify(&mut self, only: Option<Look>) {
-        let mut by_shard: HashMap<usize, Vec<(u64, Arc<str>)>> = HashMap::new();
-        let mut shards: HashMap<usize, Arc<Shard>> = HashMap::new();
-        for (id, channel) in &self.channels {
-            let index = channel.shard.index;
-            if only.is_none_or(|look| look.shard == index) {
-                by_shard.entry(index).or_default().push((*id, channel.name.clone()));
-                shards.entry(index).or_insert_with(|| channel.shard.clone());
-            }
-        }
-        for (index, channels) in by_shard {
-            let shard = &shards[&index];
-            let all = Look { shard: index, behind: shard.chain().through, required: 0 };
-            let look = only.unwrap_or(all);
-            for part in channels.chunks(repair::VERIFY_BATCH) {
-                let (shard, links, part) = (shard.clone(), self.links.clone(), part.to_vec());
-                let job = async move {
-                    let (current, lasts) = repair::verify(&*links, &shard, part, look).await;
-                    Done::Verified { current, lasts }
-                };
-                self.jobs.push(job.boxed());
-            }
-        }
-    }
-
-    fn reincarnated(&mut self, shard: usize) {
-        let ids: Vec<u64> = self.channels.iter().filter(|(_, it)| it.shard.index == shard).map(|(id, _)| *id).collect();
-        for id in ids {
-            let Some(channel) = self.channels.get_mut(&id) else { continue };
-            if channel.current.take().is_none() {
-                continue;
-            }
-            channel.chain = Chain::joining();
-            channel.tracked.required.store(0, Ordering::SeqCst);
-            let channel = &self.channels[&id];
-            self.start_join(channel, id, channel.subscription.is_none());
-        }
+    fn fill(&self, current: Arc<Current>, gap: Gap) {
+        let Some(channel) = self.me.upgrade() else { return };
+        self.delivery.read(async move {
+            let filled = repair::fill(&*channel.delivery.links, &channel.shard, &current, &channel.name, gap).await;
+            channel.put(Input::Filled { current, filled: filled.map(Box::new) });
+            channel.work();
+        });
     }
 }
 
-/// Gives events to the subscriber. One that panics loses them, and nobody else does.
-fn hand_over(channel: &Channel, events: &[LiveEvent]) {
-    if !channel.sink.active.load(Ordering::SeqCst) {
-        return;
+impl State {
+    /// The channel's sequences are those of this incarnation.
+    fn is_in(&self, current: &Arc<Current>) -> bool {
+        self.current.as_ref().is_some_and(|now| Arc::ptr_eq(now, current))
     }
-    let deliver = AssertUnwindSafe(|| channel.sink.live.deliver(events));
+}
+
+fn refuse(reply: Reply, reason: &str) {
+    let _ = reply.send(Err(ReadError::Unavailable { reason: reason.into() }));
+}
+
+/// Gives events to the subscriber. One that panics loses them, and nobody else does.
+fn hand_over(state: &State, events: &[LiveEvent]) {
+    let Some(sink) = state.sink.as_ref().filter(|sink| sink.active.load(Ordering::SeqCst)) else { return };
+    let deliver = AssertUnwindSafe(|| sink.live.deliver(events));
     if std::panic::catch_unwind(deliver).is_err() {
         tracing::error!(events = events.len(), "a subscriber panicked; it has lost these events");
     }

@@ -10,6 +10,7 @@ mod chain;
 #[cfg(test)]
 mod chain_tests;
 mod config;
+mod delivery;
 mod digest;
 mod elections;
 mod entry;
@@ -34,18 +35,15 @@ mod tails;
 #[cfg(test)]
 mod tests;
 mod ticks;
-mod workers;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::FutureExt;
 use futures_util::future::{BoxFuture, ready};
-use hashbrown::HashMap;
-use parking_lot::Mutex;
 use plenum_channels::{
     Announcement, Append, AppendError, Appended, IdempotencyKey, Live, Log, Page, Position, Read, ReadError, Tail,
 };
@@ -55,6 +53,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 use self::append::Lanes;
+use self::delivery::Delivery;
 use self::entry::Record;
 use self::jetstream::{REQUEST_TIMEOUT, RequestError};
 use self::line::Request;
@@ -63,7 +62,6 @@ use self::shard::{READ_PATIENCE, Shard};
 use self::stats::Outcomes;
 use self::tails::Teller;
 use self::ticks::Ticker;
-use self::workers::{Command, Sink, Workers};
 use crate::channel_token;
 
 pub(crate) use archive::{Contents, contents, record_stream};
@@ -88,10 +86,9 @@ pub struct NatsLog {
     config: LogConfig,
     links: Arc<dyn Links>,
     groups: Vec<Vec<Arc<Shard>>>,
-    workers: Workers,
+    delivery: Arc<Delivery>,
     lanes: Lanes,
     outcomes: Arc<Outcomes>,
-    sinks: Mutex<HashMap<Arc<str>, Arc<Sink>>>,
     max_payload: usize,
     /// Makes the ids of appends unique.
     run: u64,
@@ -104,7 +101,7 @@ impl NatsLog {
     pub async fn start(links: Arc<dyn Links>, config: LogConfig) -> Result<Arc<Self>, SetupError> {
         let client = links.any();
         let ready = setup::set_up(&client, &config).await?;
-        let workers = Workers::start(config.delivery_workers, &links);
+        let delivery = Delivery::start(config.delivery, &links);
         let (mut groups, mut tasks, run) = (Vec::new(), Vec::new(), rand::random::<u64>());
         let mut index = 0;
         for (group, incarnations) in ready.incarnations.iter().enumerate() {
@@ -116,7 +113,7 @@ impl NatsLog {
                     teller: Teller::new(&shard),
                     shard: shard.clone(),
                     links: links.clone(),
-                    workers: workers.clone(),
+                    delivery: delivery.clone(),
                     config: config.clone(),
                     writer: run,
                 };
@@ -134,15 +131,14 @@ impl NatsLog {
         );
         first_ticks(&groups).await;
         let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
-        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), workers.clone(), config.clone())));
+        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), delivery.clone(), config.clone())));
         Ok(Arc::new(Self {
             config,
             links,
             groups,
-            workers,
+            delivery,
             lanes,
             outcomes: Arc::new(Outcomes::new()),
-            sinks: Mutex::default(),
             max_payload,
             run,
             next: AtomicU64::new(1),
@@ -153,9 +149,11 @@ impl NatsLog {
     /// What the log does, for the resource report.
     pub fn stats(&self) -> LogStats {
         let (failed, append_latency) = self.outcomes.read();
+        let (delivery, workers) = self.delivery.stats();
         LogStats {
             lanes: self.lanes.stats(),
-            delivery: self.workers.stats(),
+            delivery,
+            workers,
             acknowledged: append_latency.count - failed.min(append_latency.count),
             failed,
             append_latency,
@@ -184,7 +182,7 @@ impl NatsLog {
 
     /// Looks up every subscribed channel's end, and repairs what is missing: after a reconnect, or a slow consumer.
     pub fn verify_all(&self) {
-        self.workers.verify_all();
+        self.delivery.verify_all();
     }
 
     fn shard(&self, channel: &str) -> &Arc<Shard> {
@@ -240,6 +238,7 @@ impl Drop for NatsLog {
         for task in &self.tasks {
             task.abort();
         }
+        self.delivery.close();
     }
 }
 
@@ -302,34 +301,14 @@ impl Log for NatsLog {
     }
 
     async fn subscribe(&self, channel: &str, live: Arc<dyn Live>) -> Result<Position, ReadError> {
-        let channel: Arc<str> = channel.into();
-        let sink = Arc::new(Sink { live, active: AtomicBool::new(true) });
         let (reply, result) = oneshot::channel();
-        {
-            // Under one lock, so that calls for a channel reach its worker in the order in which they stand here.
-            let mut sinks = self.sinks.lock();
-            sinks.insert(channel.clone(), sink.clone());
-            let shard = self.shard(&channel).clone();
-            self.workers
-                .send(&channel, Command::Subscribe { channel: channel.clone(), shard, sink: sink.clone(), reply });
-        }
+        self.delivery.subscribe(channel, self.shard(channel), live, reply);
         let gone = || ReadError::Unavailable { reason: "the log has ended".into() };
-        let result = result.await.unwrap_or_else(|_| Err(gone()));
-        if result.is_err() {
-            let mut sinks = self.sinks.lock();
-            if sinks.get(&channel).is_some_and(|known| Arc::ptr_eq(known, &sink)) {
-                sinks.remove(&channel);
-            }
-        }
-        result
+        result.await.unwrap_or_else(|_| Err(gone()))
     }
 
     fn unsubscribe(&self, channel: &str) {
-        let mut sinks = self.sinks.lock();
-        if let Some((channel, sink)) = sinks.remove_entry(channel) {
-            sink.active.store(false, Ordering::SeqCst);
-            self.workers.send(&channel.clone(), Command::Unsubscribe { channel, sink });
-        }
+        self.delivery.unsubscribe(channel);
     }
 
     async fn remove(&self, channel: &str) -> Result<Position, AppendError> {
@@ -391,13 +370,13 @@ async fn first_ticks(groups: &[Vec<Arc<Shard>>]) {
 }
 
 /// Verifies every channel after each event that may have lost live messages. Ends with the connections.
-async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, workers: Workers, _config: LogConfig) {
+async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, delivery: Arc<Delivery>, _config: LogConfig) {
     while disturbed.changed().await.is_ok() {
         #[cfg(test)]
         if faults::Faults::on(&_config.faults.ignore_disturbances) {
             continue;
         }
-        workers.verify_all();
+        delivery.verify_all();
     }
 }
 

@@ -8,13 +8,13 @@ use hashbrown::HashMap;
 use tokio::time::{sleep, timeout};
 
 use super::chain::{Filled, Gap};
+use super::delivery::Look;
 use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch};
 use super::links::Links;
-use super::live::Joined;
+use super::live::{Channel, Joined};
 use super::names::Kind;
 use super::setup::stream_info;
 use super::shard::{Current, Shard};
-use super::workers::Look;
 
 /// Channels looked up with one request.
 pub(super) const VERIFY_BATCH: usize = 500;
@@ -130,19 +130,19 @@ async fn try_fill(
 pub(super) async fn verify(
     links: &dyn Links,
     shard: &Shard,
-    channels: Vec<(u64, Arc<str>)>,
+    channels: &[Arc<Channel>],
     look: Look,
-) -> (Arc<Current>, Vec<(u64, u64)>) {
+) -> (Arc<Current>, Vec<(Arc<Channel>, u64)>) {
     let before = shard.current();
-    let subjects: Vec<String> = channels.iter().map(|(_, name)| shard.names.publication(name)).collect();
-    let ids: HashMap<&str, u64> = channels.iter().map(|(id, name)| (&**name, *id)).collect();
+    let subjects: Vec<String> = channels.iter().map(|channel| shard.names.publication(&channel.name)).collect();
+    let by_name: HashMap<&str, &Arc<Channel>> = channels.iter().map(|channel| (&*channel.name, channel)).collect();
     loop {
         if shard.current().stream != before.stream {
             return (before, Vec::new());
         }
         if let Ok(fresh) = shard.fresh(&links.any(), &subjects, look.behind + 1, look.required).await {
             let last = |stored: &Stored| match shard.names.kind(&stored.subject) {
-                Some(Kind::Publication(name)) => ids.get(&*name).map(|id| (*id, stored.seq)),
+                Some(Kind::Publication(name)) => by_name.get(&*name).map(|channel| (Arc::clone(channel), stored.seq)),
                 _ => None,
             };
             let lasts = fresh.answer.messages.iter().filter_map(last).collect();

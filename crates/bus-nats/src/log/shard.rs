@@ -1,7 +1,7 @@
 //! One shard as a replica sees it: which stream it is, how far it is known, and which local channels it has.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use async_nats::Client;
@@ -15,6 +15,7 @@ use super::config::LogConfig;
 use super::digest::TickChain;
 use super::entry::VOID_AFTER_MS;
 use super::jetstream::{Answer, RequestError, get_last};
+use super::live::Channel;
 use super::names::ShardNames;
 use super::setup::Incarnation;
 use super::tails::TailStore;
@@ -63,11 +64,8 @@ impl Current {
 }
 
 /// A channel with a local subscription, as the shard's ticks need to know it.
-#[derive(Debug)]
 pub(super) struct Tracked {
-    /// Names the subscription to its delivery worker.
-    pub id: u64,
-    pub worker: usize,
+    pub channel: Weak<Channel>,
     /// Last sequence delivered.
     pub last: AtomicU64,
     /// A tick or a read knows of this sequence.
@@ -300,10 +298,10 @@ impl Shard {
         self.tracked.lock().entry(hash).or_default().push(tracked);
     }
 
-    pub fn untrack(&self, hash: u64, id: u64) {
+    pub fn untrack(&self, hash: u64, tracked: &Arc<Tracked>) {
         let mut index = self.tracked.lock();
         if let Some(channels) = index.get_mut(&hash) {
-            channels.retain(|tracked| tracked.id != id);
+            channels.retain(|other| !Arc::ptr_eq(other, tracked));
             if channels.is_empty() {
                 index.remove(&hash);
             }

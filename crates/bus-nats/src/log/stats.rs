@@ -1,11 +1,12 @@
 //! A log's numbers for the resource report.
 
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use serde::Serialize;
 
 use crate::histogram::{Histogram, Latency};
+use crate::workers::WorkersStats;
 
 /// One lane of appends.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -20,7 +21,7 @@ pub struct LaneStats {
     pub window: usize,
 }
 
-/// One delivery worker.
+/// Live delivery.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct DeliveryStats {
     /// Channels with a local subscription.
@@ -33,6 +34,9 @@ pub struct DeliveryStats {
     pub gaps: u64,
     /// Times that a subscriber was told that something is gone for good.
     pub lost: u64,
+    /// Times that live messages found no room in the queue of their keyed worker for as long as they may wait, or were
+    /// lost in it; what they held is read from the stream.
+    pub missed: u64,
 }
 
 /// A log's numbers.
@@ -40,8 +44,10 @@ pub struct DeliveryStats {
 pub struct LogStats {
     /// Lanes of appends.
     pub lanes: Vec<LaneStats>,
-    /// Delivery workers.
-    pub delivery: Vec<DeliveryStats>,
+    /// Live delivery.
+    pub delivery: DeliveryStats,
+    /// The keyed workers that it goes through; a message of theirs is what came together on one channel.
+    pub workers: WorkersStats,
     /// Appends that were acknowledged.
     pub acknowledged: u64,
     /// Appends that ended with an error.
@@ -57,7 +63,7 @@ pub struct LogStats {
 impl LogStats {
     /// Publications that this process appended or delivered.
     pub fn done(&self) -> u64 {
-        self.acknowledged + self.delivery.iter().map(|worker| worker.delivered).sum::<u64>()
+        self.acknowledged + self.delivery.delivered
     }
 }
 
@@ -82,27 +88,5 @@ impl Outcomes {
     /// Those that failed, and the latency of all.
     pub fn read(&self) -> (u64, Latency) {
         (self.failed.load(Ordering::Relaxed), self.latency.latency())
-    }
-}
-
-/// What a delivery worker does, written by it alone.
-#[derive(Default)]
-pub(super) struct Deliveries {
-    pub channels: AtomicUsize,
-    pub reads: AtomicUsize,
-    pub delivered: AtomicU64,
-    pub gaps: AtomicU64,
-    pub lost: AtomicU64,
-}
-
-impl Deliveries {
-    pub fn read(&self) -> DeliveryStats {
-        DeliveryStats {
-            channels: self.channels.load(Ordering::Relaxed),
-            reads: self.reads.load(Ordering::Relaxed),
-            delivered: self.delivered.load(Ordering::Relaxed),
-            gaps: self.gaps.load(Ordering::Relaxed),
-            lost: self.lost.load(Ordering::Relaxed),
-        }
     }
 }

@@ -10,6 +10,7 @@ use serde::Deserialize;
 use tokio::time::{Instant, MissedTickBehavior, interval, timeout};
 
 use super::config::LogConfig;
+use super::delivery::Delivery;
 use super::digest::{Collector, Digest, Link};
 use super::elections::{Elections, look_after};
 use super::jetstream::{REQUEST_TIMEOUT, RequestError, Stored, get_batch, get_last, parse_api};
@@ -19,7 +20,6 @@ use super::settings::check_running;
 use super::setup::{note_high, note_regress, set_up_again, stream_info};
 use super::shard::{Current, Shard};
 use super::tails::Teller;
-use super::workers::Workers;
 use crate::channel_token;
 
 /// A tick a second.
@@ -66,7 +66,7 @@ enum Written {
 pub(super) struct Ticker {
     pub shard: Arc<Shard>,
     pub links: Arc<dyn Links>,
-    pub workers: Workers,
+    pub delivery: Arc<Delivery>,
     pub config: LogConfig,
     /// Remembers where quiet channels ended, if that is configured.
     pub teller: Option<Teller>,
@@ -95,7 +95,7 @@ impl Ticker {
                     tokio::time::sleep(Duration::from_millis(50)).await;
                 }
                 () = elections.next() => {
-                    tokio::spawn(look_after(self.shard.clone(), self.links.clone(), self.workers.clone()));
+                    tokio::spawn(look_after(self.shard.clone(), self.links.clone(), self.delivery.clone()));
                 }
                 message = next(&mut live) => match message {
                     Some(message) => self.arrived(message).await,
@@ -210,7 +210,7 @@ impl Ticker {
             #[cfg(not(test))]
             let ignored = false;
             if !ignored {
-                self.workers.require(self.shard.lacking(&digest.changes));
+                self.delivery.require(self.shard.lacking(&digest.changes));
             }
             self.shard.with_chain(|chain| *chain = probe);
             if digest.writer != self.writer {
@@ -235,7 +235,7 @@ impl Ticker {
                 if self.take(stored) == Some(Link::Missing)
                     && let Some(digest) = Digest::decode(stored.payload.clone())
                 {
-                    self.workers.verify_shard(&self.shard, self.shard.chain().through, 0);
+                    self.delivery.verify_shard(&self.shard, self.shard.chain().through, 0);
                     if let Some(teller) = &mut self.teller {
                         teller.forget();
                     }
@@ -358,7 +358,7 @@ impl Ticker {
         if incarnation.stream != self.shard.current().stream {
             tracing::warn!(stream = incarnation.stream, "the shard is another stream now");
             self.shard.reincarnate(&incarnation);
-            self.workers.reincarnated(&self.shard);
+            self.delivery.reincarnated(&self.shard);
             self.start().await;
         }
     }

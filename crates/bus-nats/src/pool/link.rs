@@ -18,7 +18,7 @@ use super::{EventKind, PoolConfig, PoolError, PoolEvent, Role, auth};
 const STABLE_AFTER: Duration = Duration::from_secs(5);
 
 /// One event for all the messages that a full subscription drops in this time.
-const SLOW_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const SLOW_PAUSE: Duration = Duration::from_millis(50);
 
 /// What the callbacks of the client library share with the pool.
 pub(super) struct Link {

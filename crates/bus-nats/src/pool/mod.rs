@@ -40,6 +40,7 @@ use crate::publish::Window;
 use connection::Connection;
 use lease::Leases;
 use link::Link;
+pub(crate) use link::SLOW_PAUSE;
 use pins::Pins;
 pub(crate) use pins::spread;
 
@@ -136,6 +137,26 @@ impl Pool {
             up.unwrap_or(&set[first]).clone()
         });
         Pinned { pool: self.clone(), pin, connection, extra: AtomicUsize::new(0) }
+    }
+
+    /// The connection at this place among those for publishing, counted round, or the next one with contact; and how many
+    /// there are. For holders that spread evenly over the connections.
+    pub fn placed(&self, place: usize) -> (InUse, usize) {
+        loop {
+            let set = self.publishing.load();
+            let mut turn = (0..set.len()).map(|step| &set[(place + step) % set.len()]);
+            let Some(connection) = turn.find(|one| one.is_up()).or_else(|| set.get(place % set.len().max(1))) else {
+                continue;
+            };
+            if !connection.acquire() {
+                // Replaced just now, unless the whole pool is closed: then its requests fail by themselves.
+                if !connection.link.closed.is_cancelled() {
+                    continue;
+                }
+                connection.join();
+            }
+            return (InUse { connection: connection.clone(), extra: AtomicUsize::new(0) }, set.len());
+        }
     }
 
     /// A connection for one request: the lowest product of measured round trip and uses among those with contact;

@@ -143,7 +143,7 @@ impl Default for Nats {
             append_lanes: 4,
             append_window: 1024,
             append_queue: 8192,
-            delivery_workers: 16,
+            delivery_workers: 256,
             pool: NatsPool::default(),
             report: NatsReport::default(),
         }
@@ -374,7 +374,7 @@ fn check_log(nats: &Nats, report: Report<'_>) {
         ("nats.append_lanes", nats.append_lanes, 64),
         ("nats.append_window", nats.append_window, 65_536),
         ("nats.append_queue", nats.append_queue, 1_000_000),
-        ("nats.delivery_workers", nats.delivery_workers, 256),
+        ("nats.delivery_workers", nats.delivery_workers, 4096),
     ] {
         if !(1..=most).contains(&value) {
             report(key, Some(value.to_string()), &format!("must be from 1 to {most}"));

@@ -431,13 +431,21 @@ const NATS: &[Entry] = &[
         "! How long a publication without acknowledgement is tried before the publisher is told; 15s to below 45s.",
     ),
     ("nats.append_lanes", Number, "! Tasks that append, 1 to 64; a channel belongs to one."),
-    ("nats.append_window", Number, "! Unacknowledged appends of one lane, 1 to 65536."),
+    (
+        "nats.append_window",
+        Number,
+        "! Unacknowledged appends of one connection, 1 to 65536; the lanes on it share them.",
+    ),
     (
         "nats.append_queue",
         Number,
         "! Appends that wait in one lane besides those, 1 to 1000000; beyond it publishing fails as unavailable.",
     ),
-    ("nats.delivery_workers", Number, "! Tasks that deliver publications, 1 to 256; a channel belongs to one."),
+    (
+        "nats.delivery_workers",
+        Number,
+        "! Keyed workers that deliver publications, 1 to 4096; a channel belongs to one.",
+    ),
     ("nats.pool.publishing", Number, "! Connections for publishing and requests at start, 1 to 64."),
     ("nats.pool.min_publishing", Number, "! Fewest of them when resized by load."),
     ("nats.pool.max_publishing", Number, "! Most of them when resized by load, at most 64."),

@@ -9,6 +9,7 @@ use plenum_bus_nats::ledger::LedgerConfig;
 use plenum_bus_nats::log::{GroupConfig, LogConfig};
 use plenum_bus_nats::pool::{Credentials, PoolConfig, PoolError, Tls};
 use plenum_bus_nats::report::Limits;
+use plenum_bus_nats::workers::WorkersConfig;
 use plenum_channels::ChannelSettings;
 
 use crate::config::{Config, DEFAULT_GROUP, Nats};
@@ -150,7 +151,7 @@ pub fn log(config: &Config) -> LogConfig {
         groups: groups.collect(),
         namespaces,
         placement: Arc::new(move |channel| placement.group(channel)),
-        delivery_workers: nats.delivery_workers,
+        delivery: WorkersConfig { workers: nats.delivery_workers, ..WorkersConfig::default() },
         append_lanes: nats.append_lanes,
         append_window: nats.append_window,
         append_queue: nats.append_queue,
@@ -315,14 +316,8 @@ mod tests {
         assert_eq!(ours.groups, theirs.groups);
         assert_eq!((ours.prefix, ours.replicas), (theirs.prefix, theirs.replicas));
         assert_eq!(
-            (ours.delivery_workers, ours.append_lanes, ours.append_window, ours.append_queue, ours.append_patience),
-            (
-                theirs.delivery_workers,
-                theirs.append_lanes,
-                theirs.append_window,
-                theirs.append_queue,
-                theirs.append_patience
-            )
+            (ours.delivery, ours.append_lanes, ours.append_window, ours.append_queue, ours.append_patience),
+            (theirs.delivery, theirs.append_lanes, theirs.append_window, theirs.append_queue, theirs.append_patience)
         );
     }
 }

@@ -9,9 +9,10 @@ use plenum_channels::{Live, LiveEvent, Log};
 
 use super::servers::{Witness, config, faulty, prefix, publish, replica, request, until};
 use crate::log::faults::Faults;
-use crate::log::{NatsLog, PoolLinks};
+use crate::log::{LogConfig, NatsLog, PoolLinks};
 use crate::pool::{Pool, PoolConfig};
 use crate::testing::{NatsCluster, NatsServer};
+use crate::workers::WorkersConfig;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -79,6 +80,38 @@ async fn a_slow_consumer_leads_to_a_look_up() {
         let found = slow.witness.gets(last, if rule { PATIENCE } else { NEVER }).await;
         assert_eq!(found, rule, "rule {rule}: {} came", slow.witness.offsets().len());
     }
+}
+
+/// The only keyed worker is held up, and its queue has room for one: what finds none is read, and nobody else waits.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_finds_no_room_with_its_worker_is_read() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
+    let delivery = WorkersConfig { workers: 1, queue: 1, wait: Duration::from_millis(50), ..WorkersConfig::default() };
+    let log = replica(vec![server.url()], LogConfig { delivery, ..config(&prefix, 1) }).await;
+    let channels: Vec<String> = (0..6).map(|n| format!("channel {n}")).collect();
+    let mut witnesses = Vec::new();
+    for channel in &channels {
+        witnesses.push(Witness::on(&log, channel).await);
+    }
+    Witness::on(&log, "slow").await;
+    let slow = Arc::new(Slow { witness: Witness::default(), takes: Duration::from_secs(2) });
+    log.subscribe("slow", slow.clone()).await.unwrap();
+    let held_up = publish(&publisher, "slow", "x").await;
+    let mut published = vec![Vec::new(); channels.len()];
+    for n in 0..5 {
+        for (channel, published) in channels.iter().zip(&mut published) {
+            published.push(publish(&publisher, channel, n.to_string()).await);
+        }
+    }
+    assert!(until(PATIENCE, || log.stats().delivery.missed > 0).await, "everything found room");
+    for (witness, published) in witnesses.iter().zip(&published) {
+        assert!(witness.gets(published[4], PATIENCE).await, "never came");
+        assert_eq!(witness.offsets(), *published);
+        assert_eq!(witness.losses(), []);
+    }
+    assert!(slow.witness.gets(held_up, PATIENCE).await);
 }
 
 /// The route between two servers is cut for a second. A subscriber on the one, whom no event tells, misses a message that
