@@ -53,19 +53,24 @@ impl Hub {
         &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
     }
 
-    /// The channel, with the log delivering to it. Cancelling the future releases it.
+    /// The channel, with the log delivering to it. Where the log has to be asked, that goes on when the future is cancelled:
+    /// else nobody would get the channel whose callers wait for less time than the log takes.
     pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ReadError> {
         let lease = Lease { channel: self.hold(name), hub: self.clone() };
-        let channel = &lease.channel;
-        channel
-            .live
-            .get_or_try_init(|| async {
-                let position = self.log.subscribe(&channel.name, channel.clone() as Arc<dyn Live>).await?;
+        if lease.channel.live.initialized() {
+            return Ok(lease);
+        }
+        let acquiring = tokio::spawn(async move {
+            let channel = &lease.channel;
+            let subscribing = channel.live.get_or_try_init(|| async {
+                let position = lease.hub.log.subscribe(&channel.name, channel.clone() as Arc<dyn Live>).await?;
                 channel.started(position);
                 Ok(())
-            })
-            .await?;
-        Ok(lease)
+            });
+            subscribing.await.map(drop)?;
+            Ok(lease)
+        });
+        acquiring.await.unwrap_or_else(|_| Err(ReadError::Unavailable { reason: "the replica is ending".into() }))
     }
 
     fn hold(&self, name: &str) -> Arc<Channel> {

@@ -11,13 +11,13 @@ use bytes::Bytes;
 use plenum_protocol::codes::ErrorCode;
 use plenum_protocol::{Disconnect, Publication, SubscribeResult};
 use plenum_telemetry::Recovery;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::subscriptions::{CatchUp, Membership, Seat, Subscription};
 use super::{Caller, time_to_live};
 use crate::burst::publication_frame;
 use crate::channel::{GoLive, MemberTraits};
-use crate::error::{Failure, LIMITS_AWAY};
+use crate::error::{Failure, LIMITS_AWAY, SLOW};
 use crate::limits::{Counted, Refused};
 use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, RecoveryMode, Since, SubscribeOverrides};
 
@@ -32,6 +32,10 @@ const LONG: u32 = 64;
 const REST: Duration = Duration::from_millis(100);
 /// A client that has not caught up by then never will: it gets "insufficient state".
 const CATCH_UP_TIME: Duration = Duration::from_secs(300);
+/// A subscribe that takes longer fails for the moment, and is tried again by its client after a pause. JavaScript clients that
+/// wait 5 s for the reply give up the whole connection instead: where many wait for the same reason, all of them would connect,
+/// resume and ask again, and none get further.
+const PATIENCE: Duration = Duration::from_secs(4);
 /// Tries to go live before a subscribe gives up; each needs more than a thousand publications to come between.
 const ATTEMPTS: usize = 100;
 
@@ -120,37 +124,20 @@ pub(super) async fn establish(
     plan: Plan,
     announce: impl Fn(&SubscribeResult) -> Result<Option<Bytes>, Failure>,
 ) -> Result<Established, Failure> {
-    let node = caller.node.clone();
     let terms = plan.terms();
-    let (expires, ttl) = time_to_live(plan.expire_at)?;
-    let counted = count(&caller, &plan).await?;
-    let lease = node.hub.acquire(&plan.channel).await.map_err(OperationError::from)?;
-    lease.channel().show_offsets(plan.namespace.keeps_history());
     let mut seat = None;
-    if terms.presence || terms.announces {
-        let taken = Seat::take(&caller, &plan.channel, plan.info.clone(), terms.presence).await;
-        seat = Some(Box::new(taken.map_err(OperationError::from)?));
-    }
-    let member = lease.channel().join(caller.outbox.clone(), terms.traits);
-    let membership = Membership { lease, member };
-    let mut result = SubscribeResult {
-        expires,
-        ttl,
-        recoverable: terms.recoverable,
-        positioned: terms.positioned,
-        data: plan.data.clone(),
-        was_recovering: plan.recover.is_some() && terms.recoverable,
-        ..SubscribeResult::default()
-    };
-    let joining = Joining { caller: &caller, plan: &plan, membership: &membership };
-    let catch_up = match &plan.recover {
-        _ if !terms.positioned => joining.anywhere(&result, &announce).map(|()| None),
-        Some((offset, epoch)) if terms.recoverable => {
-            let since = node.position(&plan.channel, *offset, epoch).await?;
-            joining.recover(since, &mut result, &announce).await
+    let began = timeout(PATIENCE, begin(&caller, &plan, terms, &announce, &mut seat)).await;
+    let Began { counted, membership, result, catch_up } = match began.unwrap_or(Err(Failure::temporary(SLOW))) {
+        Ok(began) => began,
+        Err(failure) => {
+            if let Some(seat) = seat {
+                seat.give_back();
+            }
+            return Err(failure);
         }
-        _ => joining.at_top(&mut result, &announce).await.map(|()| None),
-    }?;
+    };
+    // The client has its reply: from here on nothing fails.
+    let mut seat = seat.map(Box::new);
     if let Some(seat) = seat.as_mut().filter(|_| terms.announces) {
         seat.announce().await;
     }
@@ -165,6 +152,54 @@ pub(super) async fn establish(
         catch_up: catch_up.map(|read| Box::new(CatchUp { read, pages: 1, deadline: Instant::now() + CATCH_UP_TIME })),
     };
     Ok(Established { subscription, result })
+}
+
+/// A subscription whose client was answered.
+struct Began {
+    counted: Option<Counted>,
+    membership: Membership,
+    result: SubscribeResult,
+    catch_up: Option<Position>,
+}
+
+/// Up to the reply, which is queued with the last step: whoever stops waiting before has told the client nothing.
+async fn begin(
+    caller: &Caller,
+    plan: &Plan,
+    terms: Terms,
+    announce: &impl Fn(&SubscribeResult) -> Result<Option<Bytes>, Failure>,
+    seat: &mut Option<Seat>,
+) -> Result<Began, Failure> {
+    let node = &caller.node;
+    let (expires, ttl) = time_to_live(plan.expire_at)?;
+    let counted = count(caller, plan).await?;
+    let lease = node.hub.acquire(&plan.channel).await.map_err(OperationError::from)?;
+    lease.channel().show_offsets(plan.namespace.keeps_history());
+    if terms.presence || terms.announces {
+        let seat = seat.insert(Seat::reserve(caller, &plan.channel, plan.info.clone(), terms.presence));
+        seat.enter().await.map_err(OperationError::from)?;
+    }
+    let member = lease.channel().join(caller.outbox.clone(), terms.traits);
+    let membership = Membership { lease, member };
+    let mut result = SubscribeResult {
+        expires,
+        ttl,
+        recoverable: terms.recoverable,
+        positioned: terms.positioned,
+        data: plan.data.clone(),
+        was_recovering: plan.recover.is_some() && terms.recoverable,
+        ..SubscribeResult::default()
+    };
+    let joining = Joining { caller, plan, membership: &membership };
+    let catch_up = match &plan.recover {
+        _ if !terms.positioned => joining.anywhere(&result, announce).map(|()| None),
+        Some((offset, epoch)) if terms.recoverable => {
+            let since = node.position(&plan.channel, *offset, epoch).await?;
+            joining.recover(since, &mut result, announce).await
+        }
+        _ => joining.at_top(&mut result, announce).await.map(|()| None),
+    }?;
+    Ok(Began { counted, membership, result, catch_up })
 }
 
 /// Counts the client among the channel's subscribers, where these are limited.

@@ -97,13 +97,8 @@ impl Fate {
 }
 
 impl Seat {
-    /// Enters presence if the subscription has it.
-    pub(super) async fn take(
-        caller: &Caller,
-        channel: &Arc<str>,
-        info: Bytes,
-        presence: bool,
-    ) -> Result<Self, PresenceError> {
+    /// A place that has not entered presence yet. Dropping it takes the entry back, whether it was made or not.
+    pub(super) fn reserve(caller: &Caller, channel: &Arc<str>, info: Bytes, presence: bool) -> Self {
         let join = match &caller.identity.resumption {
             None => Join::Announce,
             Some(resumption) => {
@@ -111,23 +106,13 @@ impl Seat {
                 resumption.enter(channel, held)
             }
         };
-        let visible =
-            Visible { caller: caller.clone(), channel: channel.clone(), info, presence, announced: false, join };
-        let entering = visible.enter();
-        // From here on dropping the future takes the entry back, whether it was made or not.
-        let seat = Seat(Some(visible));
-        match entering.await {
-            Ok(()) => Ok(seat),
-            Err(error) => {
-                seat.give_back();
-                Err(error)
-            }
-        }
+        let (caller, channel) = (caller.clone(), channel.clone());
+        Seat(Some(Visible { caller, channel, info, presence, announced: false, join }))
     }
 
-    /// Presence could not be entered: the next attempt finds what this one had taken over, and without one the leave that
+    /// The subscription was not made: the next attempt finds what this one had taken over, and without one the leave that
     /// was held back is told after all.
-    fn give_back(mut self) {
+    pub(super) fn give_back(mut self) {
         let Some(visible) = self.0.take_if(|visible| visible.caller.identity.resumption.is_some()) else { return };
         let known = visible.caller.identity.resumption.as_ref().is_some_and(|it| it.retract(&visible.channel));
         if !visible.exit() {
@@ -145,7 +130,7 @@ impl Seat {
         });
     }
 
-    /// Makes the presence entry again, for a new lease.
+    /// Makes the presence entry, if the subscription has one; again for a new lease.
     pub(super) fn enter(&self) -> impl Future<Output = Result<(), PresenceError>> + Send + 'static {
         let entering = self.0.as_ref().map(Visible::enter);
         async move {

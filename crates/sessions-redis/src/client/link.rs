@@ -17,12 +17,15 @@ use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value}
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use super::error::{Failure, Reply};
 use super::{Address, Purpose, RedisConfig, RedisMetrics};
 
-/// Attempts without an answer, one after the other, after which the connection is replaced: it may hang in a write.
+/// Attempts without an answer, one after the other, after which the connection is replaced: it may hang in a write. They must
+/// span some time: a server that was held up for a moment leaves all calls without an answer that were under way.
 const TIMEOUTS_UNTIL_REPLACED: u32 = 3;
+const SILENCE_UNTIL_REPLACED: Duration = Duration::from_secs(1);
 /// Wait between attempts to connect, plus up to as much jitter.
 const RECONNECT_DELAY_MS: u32 = 100;
 
@@ -56,6 +59,8 @@ pub(super) struct Link {
     metrics: Arc<RedisMetrics>,
     driven: ArcSwap<Driven>,
     timeouts: AtomicU32,
+    /// When the first of them ended.
+    silent_since: Mutex<Instant>,
     room: Arc<Semaphore>,
 }
 
@@ -75,6 +80,7 @@ impl Link {
             metrics: metrics.clone(),
             driven: ArcSwap::from_pointee(driven),
             timeouts: AtomicU32::new(0),
+            silent_since: Mutex::new(Instant::now()),
             room: Arc::new(Semaphore::new(config.max_in_flight)),
         })
     }
@@ -141,7 +147,16 @@ impl Link {
         let timed_out = matches!(result, Err(error) if *error.kind() == ErrorKind::Timeout);
         if !timed_out {
             self.timeouts.store(0, Ordering::Relaxed);
-        } else if self.timeouts.fetch_add(1, Ordering::Relaxed) + 1 >= TIMEOUTS_UNTIL_REPLACED {
+            return;
+        }
+        let count = self.timeouts.fetch_add(1, Ordering::Relaxed) + 1;
+        let mut since = self.silent_since.lock();
+        if count == 1 {
+            *since = Instant::now();
+        }
+        let long = since.elapsed() >= SILENCE_UNTIL_REPLACED;
+        drop(since);
+        if count >= TIMEOUTS_UNTIL_REPLACED && long {
             self.replace(driven);
         }
     }
@@ -170,6 +185,8 @@ impl Link {
             ErrorKind::Cluster if error.details().starts_with("CLUSTERDOWN") => Failure::Unknown(words()),
             ErrorKind::Unknown if error.details() == "Failed to route command." => Failure::NotSent(words()),
             ErrorKind::Unknown if error.details() == "Too many failed write attempts." => Failure::Unknown(words()),
+            // The connection was replaced while the command was under way.
+            ErrorKind::Unknown if error.details() == "channel closed" => Failure::Unknown(words()),
             _ => Failure::Reply(Reply::parse(error.details(), &self.address)),
         }
     }

@@ -116,6 +116,11 @@ impl RedisMetrics {
         self.of(purpose).replaced.inc();
     }
 
+    #[cfg(test)]
+    pub(super) fn replacements(&self, purpose: Purpose) -> u64 {
+        self.of(purpose).replaced.get()
+    }
+
     /// Calls of a purpose by result: ok, unavailable, indeterminate, refused.
     pub fn calls(&self, purpose: Purpose) -> [u64; 4] {
         std::array::from_fn(|result| self.of(purpose).results[result].get())

@@ -13,6 +13,7 @@ mod recovery;
 mod refusing;
 mod resuming;
 mod server_side;
+mod slow;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
@@ -131,6 +132,8 @@ struct Cluster {
     presence: Arc<PresenceStore>,
     quotas: Arc<QuotaStore>,
     control: Arc<ControlBus>,
+    /// In place of the broker's.
+    log: Option<Arc<dyn Log>>,
     /// Where replicas that start find blocks and revocations.
     copies: Option<Arc<dyn Copies>>,
     /// While true nobody can enter presence.
@@ -189,6 +192,7 @@ impl Cluster {
             presence: PresenceStore::new(),
             quotas: QuotaStore::new(),
             control: ControlBus::new(),
+            log: None,
             copies: None,
             away: Arc::default(),
             started: 0,
@@ -200,7 +204,7 @@ impl Cluster {
         let name = format!("replica {}", self.started);
         let parts = Parts {
             settings,
-            log: self.broker.replica(),
+            log: self.log.clone().unwrap_or_else(|| self.broker.replica()),
             presence: Arc::new(Faltering { presence: self.presence.replica(&name), away: self.away.clone() }),
             control: self.control.side(),
             tokens: Arc::new(Spelled),

@@ -60,3 +60,49 @@ async fn a_killed_primary_holds_up_its_own_slots_only() {
 async fn a_frozen_primary_holds_up_its_own_slots_only() {
     one_primary_goes(true).await;
 }
+
+/// What was under way on a connection that is replaced may have been executed: nobody says that the server refused it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_is_replaced_refuses_nothing() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let (client, key) = (redis.client(Purpose::Presence), key(&redis, "a"));
+    patiently(&client, add(&key, 1)).await;
+    server.pause().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(60);
+    let callers: Vec<_> = (0..32)
+        .map(|n| {
+            let (client, redis, key) = (client.clone(), redis.clone(), key.clone());
+            tokio::spawn(async move {
+                // Not all at once: some calls are under way whenever others end.
+                tokio::time::sleep(Duration::from_millis(15 * n)).await;
+                while redis.metrics().replacements(Purpose::Presence) == 0 && Instant::now() < deadline {
+                    let _ = client.call(add(&key, 1)).await;
+                }
+            })
+        })
+        .collect();
+    for caller in callers {
+        caller.await.unwrap();
+    }
+    server.resume().unwrap();
+    patiently(&client, add(&key, 1)).await;
+    let [_, _, indeterminate, refused] = redis.metrics().calls(Purpose::Presence);
+    assert!(redis.metrics().replacements(Purpose::Presence) > 0, "none was replaced");
+    assert!(indeterminate > 0 && refused == 0, "{indeterminate} indeterminate, {refused} refused");
+}
+
+/// A server that is held up for a moment leaves all calls without an answer that are under way; its connection is kept.
+#[tokio::test]
+async fn one_short_stall_replaces_no_connection() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let (client, key) = (redis.client(Purpose::Presence), key(&redis, "a"));
+    patiently(&client, add(&key, 1)).await;
+    server.pause().unwrap();
+    let calls = futures_util::future::join_all((0..64).map(|_| client.call(add(&key, 1)))).await;
+    server.resume().unwrap();
+    assert!(calls.iter().all(|answer| matches!(answer, Err(CallError::Indeterminate { .. }))), "{calls:?}");
+    patiently(&client, add(&key, 1)).await;
+    assert_eq!(redis.metrics().replacements(Purpose::Presence), 0);
+}
