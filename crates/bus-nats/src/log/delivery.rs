@@ -70,6 +70,13 @@ pub(super) struct Counts {
     reads: AtomicUsize,
 }
 
+/// What a tick named, channels with the sequences that they lack.
+struct Named {
+    /// When its grace is over.
+    due: Instant,
+    lacking: Vec<(Arc<Tracked>, u64)>,
+}
+
 struct Subscribed {
     channel: Arc<Channel>,
     sink: Arc<Sink>,
@@ -82,8 +89,7 @@ pub(super) struct Delivery {
     workers: Arc<Workers<Piece>>,
     channels: Mutex<HashMap<Arc<str>, Subscribed>>,
     readers: Vec<mpsc::UnboundedSender<Arrivals>>,
-    /// What ticks named, with the moment when their grace is over.
-    later: mpsc::UnboundedSender<(Instant, Vec<(Arc<Tracked>, u64)>)>,
+    named: mpsc::UnboundedSender<Named>,
     closed: CancellationToken,
 }
 
@@ -99,11 +105,11 @@ impl Delivery {
             tokio::spawn(until_closed(closed.clone(), reader.run()));
             sender
         };
-        let (later, named) = mpsc::unbounded_channel();
-        tokio::spawn(until_closed(closed.clone(), require_later(named)));
+        let (named, lacking) = mpsc::unbounded_channel();
+        tokio::spawn(until_closed(closed.clone(), require_later(lacking)));
         let readers = (0..READERS).map(reader).collect();
         let (links, channels) = (links.clone(), Mutex::default());
-        Arc::new(Self { links, counts: Counts::default(), workers: pool, channels, readers, later, closed })
+        Arc::new(Self { links, counts: Counts::default(), workers: pool, channels, readers, named, closed })
     }
 
     /// Ends every task and forgets every channel; who waits for one hears that the log has ended.
@@ -185,7 +191,7 @@ impl Delivery {
     /// What a tick named is read unless it comes live soon.
     pub fn require(&self, lacking: Vec<(Arc<Tracked>, u64)>) {
         if !lacking.is_empty() {
-            let _ = self.later.send((Instant::now() + GRACE, lacking));
+            let _ = self.named.send(Named { due: Instant::now() + GRACE, lacking });
         }
     }
 
@@ -254,8 +260,8 @@ async fn until_closed(closed: CancellationToken, work: impl Future<Output = ()>)
     let _ = closed.run_until_cancelled(work).await;
 }
 
-async fn require_later(mut named: mpsc::UnboundedReceiver<(Instant, Vec<(Arc<Tracked>, u64)>)>) {
-    while let Some((due, lacking)) = named.recv().await {
+async fn require_later(mut named: mpsc::UnboundedReceiver<Named>) {
+    while let Some(Named { due, lacking }) = named.recv().await {
         sleep_until(due).await;
         for (tracked, seq) in lacking {
             if let Some(channel) = tracked.channel.upgrade() {
