@@ -134,7 +134,13 @@ async fn a_worker_is_killed_under_load_and_every_publication_arrives_once_and_in
         assert_eq!(seen.lock().unwrap()[&format!("log:{index}")], expected, "{index}");
     }
     let metrics = second.get("/metrics").1;
-    assert!(metrics.contains("plenum_consumer_commands_total{consumer=\"outbox\",result=\"failed\"} 0"), "{metrics}");
+    let value = |series: &str| metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<u64>().ok());
+    let redelivered = value("plenum_consumer_redelivered_total{consumer=\"outbox\"}").unwrap();
+    assert!(redelivered > 0, "the first worker left nothing behind: {metrics}");
+    assert_eq!(value("plenum_consumer_commands_total{consumer=\"outbox\",result=\"failed\"}"), Some(0));
+    let done = value("plenum_consumer_commands_total{consumer=\"outbox\",result=\"done\"}").unwrap();
+    let published = (before as u64 + done).saturating_sub(COMMANDS + CHANNELS);
+    eprintln!("{redelivered} commands were left behind, at least {published} of them were published already");
     let report: Value = serde_json::from_str(&second.get("/report").1).unwrap();
     assert_eq!(report["subscriptions"][0]["name"], "outbox");
     assert!(report["workers"].as_array().unwrap().iter().any(|workers| workers["name"] == "commands"), "{report}");

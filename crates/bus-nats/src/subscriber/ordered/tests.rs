@@ -9,7 +9,7 @@ use super::super::SubscriptionStats;
 use super::*;
 use crate::pool::PoolConfig;
 use crate::publish::key_of;
-use crate::testing::NatsServer;
+use crate::testing::{NatsCluster, NatsServer};
 use crate::workers::WorkersConfig;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -264,4 +264,58 @@ async fn a_drain_finishes_what_was_taken_and_a_stop_leaves_it() {
     bench.notes.hold.store(false, Ordering::Relaxed);
     let next = bench.subscribe();
     until("they come again", || next.stats().processed == 20).await;
+}
+
+/// With three copies: the server that leads the consumer is killed while messages are on their way. What was done and not
+/// acknowledged may be done twice; whatever is done for the first time is done in order.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn order_holds_through_the_loss_of_the_server_that_leads_the_consumer() {
+    let mut cluster = NatsCluster::start().await.unwrap();
+    let config = PoolConfig { backoff_max: Duration::from_secs(1), ..PoolConfig::new(cluster.urls()) };
+    let pool = Pool::connect(config).await.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    let context = jetstream::new(pool.subscribing(0));
+    let stream = jetstream::stream::Config {
+        name: "WORK".into(),
+        subjects: vec!["work.>".into()],
+        num_replicas: 3,
+        ..Default::default()
+    };
+    context.create_stream(stream).await.unwrap();
+    let mut sent = Vec::new();
+    for number in 0..6_000 {
+        sent.push(context.publish("work.a", format!("k{} {number}", number % 5).into()).await.unwrap());
+        if sent.len() == 200 {
+            for acknowledged in sent.drain(..) {
+                acknowledged.await.unwrap();
+            }
+        }
+    }
+    let notes = Arc::new(Notes::default());
+    let workers = Workers::start(WorkersConfig { workers: 16, ..WorkersConfig::default() });
+    let config = OrderedConfig { max_unsettled: 100, ..OrderedConfig::new("WORK", "worker") };
+    let subscription = Subscription::ordered(&pool, config, notes.clone(), &workers);
+    until("it is at work", || notes.seen.lock().len() > 500).await;
+    let consumer = context.get_consumer_from_stream::<pull::Config, _, _>("worker", "WORK").await.unwrap();
+    let leader = consumer.cached_info().cluster.as_ref().and_then(|cluster| cluster.leader.clone()).unwrap();
+    let leader = cluster.member_named(&leader).unwrap();
+    let before = notes.seen.lock().len();
+    cluster.kill(leader).unwrap();
+    let killed = Instant::now();
+    assert!(before < 6_000, "it was done before the kill");
+    until("all are done", || {
+        let seen = notes.seen.lock();
+        seen.iter().map(|(_, text)| text).collect::<HashSet<_>>().len() == 6_000
+    })
+    .await;
+    let stats = subscription.stats();
+    eprintln!("killed after {before}, done after {:?}: {stats:?}", killed.elapsed());
+    for key in 0..5 {
+        let mut known = HashSet::new();
+        let first: Vec<String> =
+            notes.of(&format!("k{key}")).into_iter().filter(|text| known.insert(text.clone())).collect();
+        let expected: Vec<String> =
+            (0..6_000).filter(|number| number % 5 == key).map(|number| number.to_string()).collect();
+        assert_eq!(first, expected, "k{key}");
+    }
 }
