@@ -176,6 +176,39 @@ class Cut:
         self._rules("-D")
 
 
+class Rates:
+    """Connects per second on all replicas together, as their metrics count them, while this is entered."""
+
+    def __init__(self, space):
+        self.space, self.connects, self.ending = space, [], threading.Event()
+        self.thread = threading.Thread(target=self._count, daemon=True)
+
+    def _total(self):
+        total = 0
+        for pod in self.space.pods("websocket"):
+            text = self.space.kubectl("get", "--raw", f"/api/v1/namespaces/{self.space.name}/pods/{pod}:9000/proxy/metrics")
+            total += sum(int(float(line.rsplit(" ", 1)[1])) for line in text.splitlines() if line.startswith("plenum_connects_total{"))
+        return total
+
+    def _count(self):
+        before, at = self._total(), time.monotonic()
+        while not self.ending.wait(max(0.0, at + 1 - time.monotonic())):
+            try:
+                now, at = self._total(), time.monotonic()
+            except CommandFailed:
+                continue
+            self.connects.append(now - before)
+            before = now
+
+    def __enter__(self):
+        self.thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self.ending.set()
+        self.thread.join(60)
+
+
 class Client:
     """A client of the JavaScript SDK that stays, whatever becomes of the release."""
 
