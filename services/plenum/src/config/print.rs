@@ -50,7 +50,7 @@ pub fn default_file() -> String {
                     let _ = write!(text, "\n# An entry of {list}; as many of these as needed.\n# [[{list}]]\n");
                 }
                 None if in_list => {
-                    let _ = write!(text, "# [{}]\n", section.replace("[]", ""));
+                    let _ = writeln!(text, "# [{}]", section.replace("[]", ""));
                 }
                 None => {
                     let _ = write!(text, "\n[{section}]\n");
