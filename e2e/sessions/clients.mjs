@@ -21,6 +21,7 @@ const SLOW_MS = 300; // publications that took longer are named
 const GIVE_UP_MS = 60_000;
 const CATCH_UP_MS = 30_000;
 const PROBE_MS = 120_000; // longer than any fault
+const LOOK_MS = 100;
 
 const pause = (ms) => new Promise((resolve) => setTimeout(resolve, ms));
 const base64url = (value) => Buffer.from(value).toString('base64url');
@@ -37,6 +38,14 @@ function token(user) {
   const signed = `${base64url('{"alg":"HS256","typ":"JWT"}')}.${base64url(JSON.stringify({ sub: user }))}`;
   return `${signed}.${createHmac('sha256', settings.tokenKey).update(signed).digest('base64url')}`;
 }
+
+/** How late this process ran what was due, since the last look: all clients are late then. */
+let late = 0;
+let looked = Date.now();
+setInterval(() => {
+  late = Math.max(late, Date.now() - looked - LOOK_MS);
+  looked = Date.now();
+}, LOOK_MS);
 
 // Clients
 
@@ -65,7 +74,7 @@ class Member {
   errors = [];
   state = {};
 
-  constructor({ user, channel, variant = 'json', home, pinned = false, data, bare = false, patience = 2000, watch = false }) {
+  constructor({ user, channel, variant = 'json', home, pinned = false, data, bare = false, patience = 2000, timeout = 5000, watch = false }) {
     this.user = user;
     this.data = data;
     const getToken = async () => {
@@ -79,7 +88,7 @@ class Member {
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
       maxServerPingDelay: patience,
-      timeout: 5000,
+      timeout,
     });
     this.client.on('connected', ({ client, data: reply }) => {
       this.connects += 1;
@@ -364,6 +373,12 @@ const commands = {
   pace({ pauseMs }) {
     settings.pauseMs = pauseMs;
     return {};
+  },
+
+  late() {
+    const answer = { late };
+    late = 0;
+    return answer;
   },
 
   now() {

@@ -12,6 +12,9 @@ NOTICED_SECONDS = 6.0  # a client gives up a silent replica after 4 s, and needs
 ATTEMPT_SECONDS = 5.0  # so long a publisher waits for a replica (clients.mjs)
 SPREAD = 160  # clients of 500 that are brought back to a replica that is to be killed
 DISMISSED = 8  # clients of each killed replica that do not come back
+# All clients are one process. When that is late, it takes its own timers before the replies that wait in its sockets, and 500
+# clients that give up connections for it have it do more than what made it late. Plenum answers a subscribe after 4 s at the latest.
+REPLY_MS = 20_000
 
 
 @case("replica killed under load")
@@ -90,9 +93,17 @@ def paused_for(system, figures, wrong, length):
 @case("a replica killed every 20 s for 3 minutes, 500 clients")
 def rolling(system, figures, wrong):
     system.clients.run("pace", pauseMs=400)
-    # All at once would be more joins than the one process of clients takes on a busy machine before subscribes time out.
+    system.clients.run("late")
+    try:
+        killed_in_turn(system, figures, wrong)
+    finally:
+        figures["longest that the process of the clients was late"] = f"{system.clients.run('late')['late'] / 1000:.1f} s"
+
+
+def killed_in_turn(system, figures, wrong):
+    # All at once would be more joins than the one process of clients takes on a busy machine.
     for _ in range(10):
-        system.clients.run("group", group="many", count=50, wait=120, seconds=100)
+        system.clients.run("group", group="many", count=50, wait=120, seconds=100, timeout=REPLY_MS)
     groups = (*GROUPS, "many")
     whole(system, groups, seconds=30)
     asked = sum(member["asked"] for member in look(system, "many"))

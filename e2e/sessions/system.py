@@ -125,6 +125,8 @@ class System:
         self.redis = RedisCluster(self.folder / "redis")
         settings = json.loads((ROOT / "e2e/plenum.json").read_text())
         settings["channel"]["namespaces"].append(ROOM)
+        # All clients are one process, which is not gone when it is late.
+        settings["client"]["missed_pongs"] = 15
         settings["nats"] = {"servers": self.cluster.urls, "replicas": 3, "user": "plenum", "password": PASSWORD}
         settings["redis"] = {"servers": self.redis.servers, "user": self.redis.user, "password": self.redis.password}
         self.key = settings["http_api"]["key"]

@@ -143,8 +143,10 @@ impl Resume {
             Outcome::Unavailable
         };
         let mut seen: Option<Fence> = None;
-        for _ in 0..3 {
-            let record = self.ledger.get(&key).await.map_err(unavailable)?;
+        // The first pass of a client id mostly finds no fence: the compare-and-set says so by itself, without a look before it.
+        let mut blind = pass.generation == 1;
+        for _ in 0..4 {
+            let record = if blind { None } else { self.ledger.get(&key).await.map_err(unavailable)? };
             let (found, revision) = match record {
                 None => (None, 0),
                 Some(record) => (record.value.as_deref().and_then(Fence::decode), record.revision),
@@ -158,6 +160,7 @@ impl Resume {
             let next = Fence::accept(found.as_ref(), pass.generation, pass.nonce).ok_or(Outcome::Outdated)?;
             match self.ledger.put(&key, Some(next.encode()), Some(revision), Some(settings.ttl + FENCE_MARGIN)).await {
                 Ok(revision) => return Ok(Won { fence: next, revision }),
+                Err(LedgerError::Conflict { .. }) if blind => blind = false,
                 Err(LedgerError::Conflict { .. }) if found.is_none() => return Err(Outcome::Outdated),
                 // A confirmation may have come between; anything else is found out by looking again.
                 Err(LedgerError::Conflict { .. }) => seen = found,

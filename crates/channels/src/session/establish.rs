@@ -25,9 +25,11 @@ use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, Recov
 const PAGE_BYTES: usize = 64 * 1024;
 /// Publications of one page of a catch-up.
 const PAGE_LIMIT: usize = 512;
-/// After so many pages (at most 4 MiB) a catch-up is a long one: it rests after each page for as long as that took to read,
-/// so that it leaves half of the log's and the replica's time to those who are live.
+/// After so many pages (at most 4 MiB) a catch-up is a long one: its pages are an eighth, and after each it rests for twice as
+/// long as that took to read, so that those who are live wait for little and have most of the log's and the replica's time.
 const LONG: u32 = 64;
+/// Part of a page that a long catch-up reads at once.
+const LONG_PART: usize = 8;
 /// Longest rest.
 const REST: Duration = Duration::from_millis(100);
 /// A client that has not caught up by then never will: it gets "insufficient state".
@@ -384,11 +386,13 @@ pub(super) async fn catch_up(
     if start > state.deadline {
         return CatchUpOutcome::Insufficient;
     }
+    let is_long = state.pages >= LONG;
+    let part = if is_long { LONG_PART } else { 1 };
     let read = Read {
         since: Since::Position(state.read.clone()),
         reverse: false,
-        limit: PAGE_LIMIT,
-        max_bytes: PAGE_BYTES,
+        limit: PAGE_LIMIT / part,
+        max_bytes: PAGE_BYTES / part,
         retention: namespace.retention(),
     };
     let page = match caller.node.read(&channel.name, read).await {
@@ -420,8 +424,8 @@ pub(super) async fn catch_up(
     if !page.more && channel.go_live(member, Some(&reached), &mut None) == GoLive::Done {
         return CatchUpOutcome::Live;
     }
-    if state.pages >= LONG {
-        tokio::time::sleep(took.min(REST)).await;
+    if is_long {
+        tokio::time::sleep((2 * took).min(REST)).await;
     }
     CatchUpOutcome::More(reached)
 }

@@ -1,7 +1,7 @@
 //! Connections that come back: their passes, the fence, and what others see of it.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -190,8 +190,8 @@ async fn the_old_socket_is_closed_and_writes_nothing_more() {
     assert!(history.publications.is_empty());
 }
 
-/// A ledger that can be away.
-struct Failing(Arc<MemoryLedger>, AtomicBool);
+/// A ledger that can be away, and counts the looks at fences.
+struct Failing(Arc<MemoryLedger>, AtomicBool, AtomicUsize);
 
 impl Failing {
     fn answer(&self) -> Result<(), LedgerError> {
@@ -203,6 +203,7 @@ impl Failing {
 impl Ledger for Failing {
     async fn get(&self, key: &str) -> Result<Option<Record>, LedgerError> {
         self.answer()?;
+        self.2.fetch_add(usize::from(key.starts_with(crate::resume::FENCES)), Ordering::SeqCst);
         self.0.get(key).await
     }
 
@@ -225,7 +226,7 @@ impl Ledger for Failing {
 
 #[tokio::test(start_paused = true)]
 async fn without_the_ledger_a_client_connects_as_if_it_had_no_pass() {
-    let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false)));
+    let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false), AtomicUsize::new(0)));
     let mut cluster = Cluster::on(ledger.clone());
     let node = cluster.replica(settings());
     let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
@@ -236,6 +237,22 @@ async fn without_the_ledger_a_client_connects_as_if_it_had_no_pass() {
     ledger.1.store(false, Ordering::SeqCst);
     let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
     assert_eq!(result.client, first.client, "the pass was not used up");
+}
+
+/// Of most clients that come back it is the first time: one write of the ledger settles it.
+#[tokio::test(start_paused = true)]
+async fn the_first_resume_does_not_look_before_it_writes() {
+    let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false), AtomicUsize::new(0)));
+    let mut cluster = Cluster::on(ledger.clone());
+    let node = cluster.replica(settings());
+    let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
+    let (_, lost, _) = Client::connect_with(&node, "anna", &pass).await;
+    assert_eq!((lost.client == first.client, ledger.2.load(Ordering::SeqCst)), (true, 0));
+    let (mut back, again, next) = Client::connect_with(&node, "anna", &pass).await;
+    assert_eq!((again.client == first.client, ledger.2.load(Ordering::SeqCst)), (true, 1), "the reply was lost");
+    back.idle(1).await;
+    let (_, third, _) = Client::connect_with(&node, "anna", &next).await;
+    assert_eq!((third.client == first.client, ledger.2.load(Ordering::SeqCst)), (true, 2));
 }
 
 #[tokio::test(start_paused = true)]
