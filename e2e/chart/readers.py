@@ -7,9 +7,11 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import ssl
 import subprocess
 import tempfile
+import time
 
 import yaml
 
@@ -86,6 +88,44 @@ class Readers(Rendered):
             finally:
                 os.killpg(nginx.pid, signal.SIGTERM)
                 nginx.wait(30)
+
+    def test_an_nginx_that_ends_lets_its_workers_go_one_after_the_other(self):
+        data = resources("helm3")["ConfigMap", "plenum-nginx"]["data"]
+        with tempfile.TemporaryDirectory() as path:
+            folder, ports = pathlib.Path(path), [free_port(), free_port()]
+            for old, new in (
+                ("/etc/plenum-nginx", path), ("/tmp/nginx", f"{path}/nginx"), ("'WORKERS=8'", "'WORKERS=4' 'OPEN_FILES=40000'"),
+                ("'HTTP=8080'", f"'HTTP=127.0.0.1:{ports[0]}' 'RUN={path}' 'USER={'root' if os.geteuid() == 0 else ''}'"),
+                ("'STATUS=8081'", f"'STATUS=127.0.0.1:{ports[1]}'"),
+            ):
+                self.assertIn(old, data["start"])
+                data["start"], data["stop"] = data["start"].replace(old, new), data["stop"].replace(old, new)
+            for file, text in data.items():
+                (folder / file).write_text(text)
+            environment = {**os.environ, "RESOLVER": "127.0.0.1", "PATH": f"{NGINX.parent}:{os.environ['PATH']}"}
+            nginx = subprocess.Popen(["sh", str(folder / "start")], env=environment, stdout=subprocess.DEVNULL,
+                                     stderr=subprocess.DEVNULL, start_new_session=True)
+            workers = pathlib.Path(f"/proc/{nginx.pid}/task/{nginx.pid}/children")
+            try:
+                until("its workers run", lambda: (folder / "nginx.pid").exists() and len(workers.read_text().split()) == 4, 30)
+                # Requests that are under way: without any a worker would go at once.
+                clients = [socket.create_connection(("127.0.0.1", ports[0])) for _ in range(64)]
+                for client in clients:
+                    self.addCleanup(client.close)
+                    client.sendall(b"GET / HTTP/1.1\r\nHost: ")
+                stop = subprocess.Popen(["sh", str(folder / "stop"), "0", "4"], env=environment, stderr=subprocess.DEVNULL)
+                seen = [4]
+                while nginx.poll() is None:
+                    with contextlib.suppress(OSError):
+                        seen.append(len(workers.read_text().split()))
+                    time.sleep(0.05)
+                self.assertEqual((nginx.wait(30), stop.wait(30)), (0, 0))
+                self.assertEqual(seen, sorted(seen, reverse=True))
+                self.assertLessEqual({4, 3, 2, 1}, set(seen))
+            finally:
+                if nginx.poll() is None:
+                    os.killpg(nginx.pid, signal.SIGKILL)
+                    nginx.wait(30)
 
     def test_plenum_takes_its_configuration(self):
         for name, _, found in self.each():
