@@ -68,6 +68,11 @@ impl Sealer {
 }
 
 impl Pass {
+    /// Whether the time is over that its own claims grant.
+    pub(crate) fn is_expired(&self, now: u64) -> bool {
+        self.claims.expire_at > 0 && self.claims.expire_at <= now
+    }
+
     fn encode(&self) -> Vec<u8> {
         let claims = &self.claims;
         let mut out = Writer(vec![VERSION]);

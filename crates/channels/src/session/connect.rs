@@ -258,11 +258,13 @@ impl Newcomer {
         };
         let Some(pass) = pass else { return self.fresh(self.authenticate(settings, request).await?, request) };
         // The token that the connection was made with was verified then; any other one speaks for itself.
-        let same = request.token.is_empty() || token_mark(&request.token) == pass.token;
-        let claims = match same {
-            true if self.vouched.as_ref().is_none_or(|user| *user == pass.claims.user) => pass.claims.clone(),
-            _ => self.authenticate(settings, request).await?,
-        };
+        let same = (request.token.is_empty() || token_mark(&request.token) == pass.token)
+            && self.vouched.as_ref().is_none_or(|user| *user == pass.claims.user);
+        if same && pass.is_expired(unix_now()) {
+            self.count(Resumed::Expired);
+            return self.fresh(self.authenticate(settings, request).await?, request);
+        }
+        let claims = if same { pass.claims.clone() } else { self.authenticate(settings, request).await? };
         let token = pass.token != [0; 16] || !request.token.is_empty();
         let outcome = if claims.user != pass.claims.user {
             Err(Resumed::Foreign)

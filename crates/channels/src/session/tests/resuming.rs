@@ -127,6 +127,7 @@ async fn what_was_altered_or_is_foreign_counts_as_none() {
     assert_eq!(result.client, first.client, "a newer token of the same user resumes");
 }
 
+/// Without a newer token the expiry of the one that the connection was made with counts.
 #[tokio::test(start_paused = true)]
 async fn nobody_resumes_past_the_expiry() {
     let mut cluster = Cluster::new();
@@ -134,15 +135,42 @@ async fn nobody_resumes_past_the_expiry() {
     let token = format!("anna;exp={}", unix_now() + 1);
     let (_, first, pass) = Client::connect_with(&node, &token, "").await;
     let deadline = std::time::Instant::now() + Duration::from_secs(10);
+    let mut pass = pass;
     loop {
-        let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
+        let (_client, result, next) = Client::connect_with(&node, "", &pass).await;
         if outcomes(&node, Resume::Expired) > 0 {
             return assert_ne!(result.client, first.client);
         }
+        assert_eq!(result.client, first.client);
+        pass = next;
         // The expiry is a time of day, which does not follow the test's clock.
         std::thread::sleep(Duration::from_millis(200));
         assert!(std::time::Instant::now() < deadline);
     }
+}
+
+/// A refresh gives the client a newer token and no pass: what the pass says of the expiry is out of date.
+#[tokio::test(start_paused = true)]
+async fn who_was_refreshed_resumes_past_the_expiry_of_the_first_token() {
+    let mut cluster = Cluster::new();
+    let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+    let end = unix_now() + 2;
+    let (mut client, first, pass) = Client::connect_with(&one, &format!("anna;exp={end}"), "").await;
+    let newer = format!("anna;exp={}", end + 3600);
+    let refresh = plenum_protocol::RefreshRequest { token: newer.clone() };
+    client.call(Request::Refresh(refresh)).await.expect("refreshed");
+    client.end(LOST);
+    // A time of day, which does not follow the test's clock.
+    while unix_now() <= end {
+        std::thread::sleep(Duration::from_millis(100));
+    }
+    let (client, again, pass) = Client::connect_with(&other, &newer, &pass).await;
+    assert_eq!((again.client.as_str(), again.expires), (first.client.as_str(), true));
+    assert!(again.ttl > 3000, "the newer token's expiry counts: {}", again.ttl);
+    client.end(LOST);
+    let (_client, third, _) = Client::connect_with(&one, "", &pass).await;
+    assert_eq!(third.client, first.client, "the next pass holds it");
+    assert_eq!((outcomes(&one, Resume::Expired), outcomes(&other, Resume::Expired)), (0, 0));
 }
 
 #[tokio::test(start_paused = true)]
