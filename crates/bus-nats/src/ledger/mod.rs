@@ -309,6 +309,10 @@ impl Ledger for NatsLedger {
             after = last;
         }
     }
+
+    async fn end(&self) -> Result<u64, LedgerError> {
+        self.barrier().await
+    }
 }
 
 impl NatsLedger {

@@ -19,6 +19,7 @@ pub async fn ledger_suite(make: impl AsyncFn(usize) -> Fixture<dyn Ledger>) {
         any_key_is_a_key_of_its_own => 1,
         sizes_are_bounded => 1,
         changes_come_oldest_first_and_once => 2,
+        the_end_is_above_what_was_acknowledged => 2,
         a_register_with_a_time_ends => 2,
     );
 }
@@ -57,6 +58,16 @@ async fn a_write_needs_the_revision_it_expects(fixture: &Fixture<dyn Ledger>) {
     let nothing = one.put("b", Some("x".into()), Some(second), None).await;
     assert_eq!(nothing, Err(LedgerError::Conflict { expected: second, found: 0 }));
     assert_eq!(one.get("a").await.unwrap().unwrap().value, Some("2".into()));
+}
+
+async fn the_end_is_above_what_was_acknowledged(fixture: &Fixture<dyn Ledger>) {
+    let [one, other] = &fixture.replicas[..] else { panic!("two") };
+    let before = other.end().await.unwrap();
+    let written = put(one, "a", "1").await;
+    let end = other.end().await.unwrap();
+    assert!(before < written && written <= end, "{before}, {written}, {end}");
+    let later = put(one, "a", "2").await;
+    assert!(end < later, "{end}, {later}");
 }
 
 async fn one_of_many_writers_wins(fixture: &Fixture<dyn Ledger>) {

@@ -121,6 +121,10 @@ impl Ledger for MemoryLedger {
         let later = registers.by_revision.range(revision + 1..).take(limit);
         Ok(later.filter_map(|(_, key)| registers.record(key)).collect())
     }
+
+    async fn end(&self) -> Result<u64, LedgerError> {
+        Ok(self.0.lock().last)
+    }
 }
 
 #[cfg(test)]

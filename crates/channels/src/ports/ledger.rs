@@ -85,6 +85,9 @@ pub trait Ledger: Send + Sync + 'static {
     /// is none. Erased ones show for [`LEDGER_ERASED_SHOWS`]. Costs one small write and one read: replicas ask every half
     /// second.
     async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError>;
+
+    /// A revision that no write is above which was acknowledged before the question. Costs one small write.
+    async fn end(&self) -> Result<u64, LedgerError>;
 }
 
 /// Refuses what no ledger takes.

@@ -103,6 +103,10 @@ impl Ledger for DeferredLedger {
     async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError> {
         self.inner()?.changes(revision, limit).await
     }
+
+    async fn end(&self) -> Result<u64, LedgerError> {
+        self.inner()?.end().await
+    }
 }
 
 /// A control bus that is there later.

@@ -64,6 +64,10 @@ impl Ledger for Counting {
         self.read.fetch_add(changes.len(), Ordering::Relaxed);
         Ok(changes)
     }
+
+    async fn end(&self) -> Result<u64, LedgerError> {
+        self.inner()?.end().await
+    }
 }
 
 /// A store that takes its time.

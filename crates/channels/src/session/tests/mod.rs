@@ -6,6 +6,7 @@ mod commands;
 mod control;
 mod copies;
 mod draining;
+mod following;
 mod joining;
 mod limits;
 mod lost;

@@ -250,6 +250,11 @@ impl Ledger for Failing {
         self.answer()?;
         self.0.changes(revision, limit).await
     }
+
+    async fn end(&self) -> Result<u64, LedgerError> {
+        self.answer()?;
+        self.0.end().await
+    }
 }
 
 #[tokio::test(start_paused = true)]
