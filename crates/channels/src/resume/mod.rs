@@ -17,6 +17,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use plenum_telemetry::Resume as Outcome;
 use serde::Deserialize;
+use tokio::time::Instant;
 use uuid::Uuid;
 
 pub(crate) use self::fence::{Fence, Nonce};
@@ -33,6 +34,10 @@ const FIELD: &str = "plenum";
 const FENCE_MARGIN: Duration = Duration::from_secs(600);
 /// Longest pass that is handed out, in characters; a connection with a larger state cannot be resumed.
 const MAX_PASS: usize = 16 * 1024;
+/// Between two attempts to confirm a resume, at first.
+const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
+/// And after some of them: the ledger may be away for long.
+const LONGEST_PAUSE: Duration = Duration::from_secs(10);
 /// Register of the key that replicas share when none is configured.
 pub(crate) const KEY_REGISTER: &str = "resume/key";
 /// Registers of fences begin so.
@@ -179,18 +184,21 @@ impl Resume {
         })
     }
 
-    /// The successor has arrived: what was taken is good no more. Tried a few times; until it is written a cut of the
-    /// connection leaves both passes usable, of which only one can be taken.
+    /// The successor has arrived: what was taken is good no more. Tried until it is written, or somebody else has moved the
+    /// fence, or `ttl` is over, which ends the pass too. Until then both passes are usable, of which only one can be taken.
     pub(crate) async fn confirm(&self, client: Uuid, won: Won, ttl: Duration) {
         let confirmed = Fence { confirmed: true, ..won.fence };
-        let key = register(client);
-        for _ in 0..3 {
+        let (key, end) = (register(client), Instant::now() + ttl);
+        let mut pause = SHORTEST_PAUSE;
+        while Instant::now() < end {
             let put = self.ledger.put(&key, Some(confirmed.encode()), Some(won.revision), Some(ttl + FENCE_MARGIN));
             match put.await {
                 Ok(_) | Err(LedgerError::Conflict { .. } | LedgerError::TooLarge { .. }) => return,
                 Err(error) => tracing::debug!(%error, "a resume was not confirmed yet"),
             }
-            tokio::time::sleep(Duration::from_secs(1)).await;
+            // Many come back at the same time: they must not all ask at the same time as well.
+            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 }

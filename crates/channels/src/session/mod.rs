@@ -267,9 +267,9 @@ impl Session {
     fn confirm(&mut self) {
         let Phase::Connected(connected) = &mut self.phase else { return };
         let Some(won) = connected.unconfirmed.take() else { return };
-        let (node, client) = (self.node.clone(), self.client);
-        let ttl = node.settings().client.resume.ttl;
-        tokio::spawn(async move { node.resume.confirm(client, *won, ttl).await });
+        let (resume, client) = (self.node.resume.clone(), self.client);
+        let ttl = self.node.settings().client.resume.ttl;
+        tokio::spawn(async move { resume.confirm(client, *won, ttl).await });
     }
 
     fn accept(&mut self, command: Command) {

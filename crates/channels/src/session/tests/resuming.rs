@@ -288,6 +288,26 @@ async fn the_first_resume_does_not_look_before_it_writes() {
     assert_eq!((third.client == first.client, ledger.2.load(Ordering::SeqCst)), (true, 2));
 }
 
+/// A pass that was used ends also when the ledger elected its leader, or was away for longer, while it was to be confirmed.
+#[tokio::test(start_paused = true)]
+async fn a_resume_is_confirmed_when_the_ledger_is_back() {
+    for away in [8, 30] {
+        let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false), AtomicUsize::new(0)));
+        let mut cluster = Cluster::on(ledger.clone());
+        let node = cluster.replica(settings());
+        let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
+        let (mut client, ..) = Client::connect_with(&node, "anna", &pass).await;
+        ledger.1.store(true, Ordering::SeqCst);
+        confirm(&mut client).await;
+        tokio::time::sleep(Duration::from_secs(away)).await;
+        ledger.1.store(false, Ordering::SeqCst);
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        let (_thief, copied, _) = Client::connect_with(&node, "anna", &pass).await;
+        assert_ne!(copied.client, first.client, "away for {away} s");
+        assert_eq!(outcomes(&node, Resume::Outdated), 1);
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn nothing_is_added_where_resuming_is_off() {
     let mut off = settings();
