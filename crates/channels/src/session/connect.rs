@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::FutureExt;
@@ -17,11 +18,15 @@ use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
-use crate::error::{BLOCKS_UNKNOWN, Failure, LIMITS_AWAY};
+use crate::error::{BLOCKS_UNKNOWN, Failure, LIMITS_AWAY, SLOW};
 use crate::limits::{Counted, Limited, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
 use crate::{Compiled, ConnectionClaims, Quota, SubscribeOptions, TokenError};
+
+/// A connect that takes longer fails for the moment: released clients wait 5 s for the reply, and one whose connect is still
+/// under way after `client.stale_close_delay` is closed for good.
+const PATIENCE: Duration = Duration::from_millis(4500);
 
 /// A connect that may go on: the session takes it up and opens the outbox with the reply.
 pub(super) struct Admitted {
@@ -92,8 +97,14 @@ impl Session {
             connection: self.connection,
             vouched: self.vouched.as_deref().map(Into::into),
         };
-        let future = newcomer.admit(request);
-        let future = async move { Done::Connected { id, outcome: future.await } };
+        let future = tokio::time::timeout(PATIENCE, newcomer.admit(request));
+        let future = async move {
+            let outcome = future.await.unwrap_or_else(|_| {
+                tracing::warn!("a connect took too long: its client is told to try again");
+                Err(Failure::temporary(SLOW))
+            });
+            Done::Connected { id, outcome }
+        };
         self.flight.get_or_insert_default().push(future.boxed());
     }
 
@@ -180,6 +191,11 @@ impl Session {
         let token = Some((claims.token_id.as_str(), claims.issued_at));
         connected.identity = Arc::new(connected.identity.refreshed(info, token));
         self.node.registry.describe(self.connection, &connected.identity);
+        // Again: an entry that came after the first look may not have found the connection by its new token.
+        self.node.access.check(&claims, true).map_err(|refusal| match refusal {
+            Refusal::Blocked => Disconnect::PERMISSION_DENIED,
+            Refusal::Revoked => Disconnect::INVALID_TOKEN,
+        })?;
         self.adopt_info(claims.info);
         let (client, version) = (self.client.to_string(), self.node.version.clone());
         Ok(ReplyResult::Refresh(RefreshResult { client, version, expires, ttl }))

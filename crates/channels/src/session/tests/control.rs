@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::{Client, Cluster, settings};
 use crate::node::unix_now;
-use crate::{Node, OperationError, Target};
+use crate::{ConnectionClaims, Node, OperationError, Target};
 
 /// What a connect with this token comes to: 0, an error's code, or the code of the close.
 pub(super) async fn connect(node: &Arc<Node>, token: &str, data: String) -> u32 {
@@ -91,6 +91,19 @@ async fn a_revoked_token_grants_nothing_more() {
     assert_eq!(connect(&one, "anna;jti=a", String::new()).await, 113);
     assert_eq!(connect(&one, "anna;jti=a", carried.clone()).await, 113);
     spared.call(Request::Ping).await.unwrap();
+}
+
+/// What is called back between the check of a newer token and its taking over finds no connection with it.
+#[tokio::test(start_paused = true)]
+async fn a_token_that_is_called_back_during_the_refresh_closes() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna;jti=first").await;
+    node.revoke_token("spilled", 0).await.unwrap();
+    client.idle(1).await;
+    let claims = ConnectionClaims { user: "anna".into(), token_id: "spilled".into(), ..ConnectionClaims::default() };
+    client.session.refreshed(7, Ok(Box::new(claims)));
+    assert_eq!(client.close().await, Disconnect::INVALID_TOKEN);
 }
 
 #[tokio::test(start_paused = true)]
