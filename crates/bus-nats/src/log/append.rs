@@ -1,9 +1,10 @@
 //! Appends: in the order of the calls, retried under the same id, many in flight at once.
 //!
 //! A lane is a task that appends on one connection; a channel belongs to one lane. Each connection has one window of
-//! unacknowledged appends, which the lanes on it share evenly. As long as all goes well appends of a channel follow each other without waiting. When one fails or stays without an answer, the
-//! channel sends nothing more until everything in flight is resolved, and begins again with the oldest. An append whose
-//! successor was acknowledged first is never sent again, because it would land behind it: it is looked up instead.
+//! unacknowledged appends, which the lanes meant for it share evenly. As long as all goes well appends of a channel follow
+//! each other without waiting. When one fails or stays without an answer, the channel sends nothing more until everything in
+//! flight is resolved, and begins again with the oldest. An append whose successor was acknowledged first is never sent
+//! again, because it would land behind it: it is looked up instead.
 
 mod answers;
 mod contact;
@@ -37,8 +38,10 @@ use crate::channel_token;
 /// An append without an answer for this long is taken for lost on the way, or stored unheard.
 const ATTEMPT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A connection is given back after this long, so that the pool may replace it.
+/// A connection is given back after this long, so that the pool may replace it; after the shorter time when it is not the
+/// lane's own one, which had no contact.
 const HOLD: Duration = Duration::from_secs(60);
+const HOLD_OTHER: Duration = Duration::from_secs(1);
 
 /// Appends taken in, or acknowledgements, before the others have their turn.
 const BATCH: usize = 128;
@@ -146,8 +149,8 @@ struct Lane {
     contact: Contact,
     words: Words,
     client: Held,
-    /// When the connection was taken.
-    held_since: Instant,
+    /// When the connection is to be given back.
+    held_until: Instant,
     /// How often it had been made; when it is made anew, what was in flight is lost or stored unheard.
     connects: u64,
     /// It has contact, as of `now`.
@@ -162,12 +165,12 @@ struct Lane {
 
 impl Lane {
     fn new(place: Place, patience: Duration, links: Arc<dyn Links>) -> Self {
-        let (client, connections) = links.lane(place.number);
+        let (client, _) = links.lane(place.number);
         let inbox = client.new_inbox();
         let now = Instant::now();
         Self {
             place,
-            window: place.share(connections),
+            window: place.share(links.connections()),
             patience,
             links,
             lines: Lines::default(),
@@ -178,7 +181,7 @@ impl Lane {
             contact: Contact::new(),
             words: Words::default(),
             client,
-            held_since: now,
+            held_until: now + HOLD,
             connects: 0,
             connected: false,
             inbox,
@@ -201,8 +204,9 @@ impl Lane {
                 self.look();
                 self.feed().await;
             }
+            self.share();
             let busy = !self.lines.is_empty();
-            let room = BATCH.min(self.window.saturating_sub(self.in_flight));
+            let room = BATCH.min(self.room());
             self.client.carries(self.in_flight);
             self.told.in_flight.store(self.in_flight, Ordering::Relaxed);
             tokio::select! {
@@ -226,7 +230,7 @@ impl Lane {
                     self.look();
                     self.resolved(resolved).await;
                 }
-                _ = clock.tick(), if busy => {
+                _ = clock.tick(), if busy || self.answers.is_none() => {
                     self.look();
                     self.check_time().await;
                 }
@@ -242,17 +246,28 @@ impl Lane {
 
     /// Whether the connection is to be given back as soon as nothing is in flight on it.
     fn is_due(&self) -> bool {
-        self.now.saturating_duration_since(self.held_since) >= HOLD
+        self.now >= self.held_until
     }
 
-    /// Takes a connection and subscribes to the acknowledgements on it.
-    async fn listen(&mut self) {
-        let (client, connections) = self.links.lane(self.place.number);
-        self.client = client;
-        self.window = self.place.share(connections);
+    /// How many may be in flight follows the number of connections.
+    fn share(&mut self) {
+        self.window = self.place.share(self.links.connections());
         self.told.window.store(self.window, Ordering::Relaxed);
+    }
+
+    /// So many more may be sent now: none without a way for their acknowledgements.
+    fn room(&self) -> usize {
+        if self.answers.is_some() && !self.is_due() { self.window.saturating_sub(self.in_flight) } else { 0 }
+    }
+
+    /// Takes a connection, unless something is in flight on the present one, and subscribes to the acknowledgements on it.
+    async fn listen(&mut self) {
         self.now = Instant::now();
-        self.held_since = self.now;
+        if self.in_flight == 0 {
+            let (client, own) = self.links.lane(self.place.number);
+            self.client = client;
+            self.held_until = self.now + if own { HOLD } else { HOLD_OTHER };
+        }
         self.connects = self.client.statistics().connects.load(Ordering::Relaxed);
         self.inbox = self.client.new_inbox();
         let subscribe = self.client.subscribe(format!("{}.*", self.inbox));
@@ -283,8 +298,7 @@ impl Lane {
 
     /// Gives what room there is to the lines that wait for it.
     async fn feed(&mut self) {
-        while self.in_flight < self.window
-            && !self.is_due()
+        while self.room() > 0
             && let Some(line) = self.starved.pop_front()
         {
             if let Some(line) = self.lines.get(line) {

@@ -10,6 +10,9 @@ use super::setup::SetupError;
 use super::tails::TailStore;
 use crate::workers::WorkersConfig;
 
+/// So few pieces of a channel wait for their worker that none needs to be given up, and reading what they held would cost more.
+const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
+
 /// Says which retention group a channel belongs to, as an index into [`LogConfig::groups`].
 pub type Placement = Arc<dyn Fn(&str) -> usize + Send + Sync>;
 
@@ -71,7 +74,7 @@ impl Default for LogConfig {
             groups: vec![GroupConfig::default()],
             namespaces: BTreeMap::new(),
             placement: Arc::new(|_| 0),
-            delivery: WorkersConfig::default(),
+            delivery: WorkersConfig { deadline: NO_DEADLINE, ..WorkersConfig::default() },
             append_lanes: 4,
             append_window: 1024,
             append_queue: 8192,

@@ -3,27 +3,29 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use async_nats::{Message, Subscriber};
-use futures_util::stream::{AbortHandle, Abortable, SelectAll};
+use async_nats::Subscriber;
+use futures_util::stream::{AbortHandle as StreamAbortHandle, Abortable, SelectAll};
 use futures_util::{Stream, StreamExt};
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use plenum_channels::{Live, Position, ReadError};
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::AbortHandle;
 use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::links::Links;
-use super::live::Channel;
+use super::live::{Channel, Piece};
 use super::repair;
 use super::shard::{Shard, Tracked};
 use super::stats::DeliveryStats;
-use crate::workers::{Reason, Work, Workers, WorkersConfig, WorkersStats};
+use crate::workers::{Reason, Rejected, Work, Workers, WorkersConfig, WorkersStats};
 
 /// Live messages taken from one subscription before others have their turn.
 const CHUNK: usize = 64;
@@ -36,9 +38,6 @@ const RETRY: Duration = Duration::from_millis(10);
 
 /// A tick may overtake live messages of another connection; what it names is read after this much patience.
 const GRACE: Duration = Duration::from_millis(150);
-
-/// Live messages of one channel that came together.
-pub(super) type Piece = Vec<Message>;
 
 /// One call of `subscribe`.
 pub(super) struct Sink {
@@ -65,7 +64,7 @@ pub(super) struct Counts {
     pub delivered: AtomicU64,
     pub gaps: AtomicU64,
     pub lost: AtomicU64,
-    /// Pieces that found no room in their worker's queue, or were lost in it.
+    /// Pieces that found no room in their worker's queue, or whose work panicked.
     pub missed: AtomicU64,
     reads: AtomicUsize,
 }
@@ -91,6 +90,8 @@ pub(super) struct Delivery {
     readers: Vec<mpsc::UnboundedSender<Arrivals>>,
     named: mpsc::UnboundedSender<Named>,
     closed: CancellationToken,
+    /// Where reads run: a channel may be let go on a thread without a runtime.
+    runtime: Handle,
 }
 
 impl Delivery {
@@ -101,18 +102,30 @@ impl Delivery {
         let reader = |_| {
             let (sender, subscribed) = mpsc::unbounded_channel();
             let (workers, wait) = (pool.clone(), config.wait);
-            let reader = Reader { workers, wait, subscribed, arrivals: SelectAll::new(), held: VecDeque::new() };
+            let (arrivals, held, holding) = (SelectAll::new(), VecDeque::new(), HashMap::new());
+            let reader = Reader { workers, wait, subscribed, arrivals, held, holding };
             tokio::spawn(until_closed(closed.clone(), reader.run()));
             sender
         };
         let (named, lacking) = mpsc::unbounded_channel();
-        tokio::spawn(until_closed(closed.clone(), require_later(lacking)));
         let readers = (0..READERS).map(reader).collect();
-        let (links, channels) = (links.clone(), Mutex::default());
-        Arc::new(Self { links, counts: Counts::default(), workers: pool, channels, readers, named, closed })
+        let (links, channels, runtime) = (links.clone(), Mutex::default(), Handle::current());
+        let delivery = Arc::new(Self {
+            links,
+            counts: Counts::default(),
+            workers: pool,
+            channels,
+            readers,
+            named,
+            closed,
+            runtime,
+        });
+        let (closed, later) = (delivery.closed.clone(), require_later(Arc::downgrade(&delivery), lacking));
+        tokio::spawn(until_closed(closed, later));
+        delivery
     }
 
-    /// Ends every task and forgets every channel; who waits for one hears that the log has ended.
+    /// Ends every task and forgets every channel; who waits for one hears that its subscription was ended.
     pub fn close(&self) {
         self.closed.cancel();
         let channels = std::mem::take(&mut *self.channels.lock());
@@ -172,7 +185,7 @@ impl Delivery {
     }
 
     /// Hands what arrives on a subscription to the channel, through the keyed workers, until the handle aborts it.
-    pub fn listen(&self, channel: &Arc<Channel>, subscriber: Subscriber) -> AbortHandle {
+    pub fn listen(&self, channel: &Arc<Channel>, subscriber: Subscriber) -> StreamAbortHandle {
         let (messages, abort) = futures_util::stream::abortable(subscriber);
         let reader = (channel.hash >> 40) as usize % self.readers.len();
         // A reader that is gone went with the log.
@@ -181,11 +194,12 @@ impl Delivery {
     }
 
     /// Reads beside everything else; ends with the log.
-    pub fn read(self: &Arc<Self>, read: impl Future<Output = ()> + Send + 'static) {
+    pub fn read(self: &Arc<Self>, read: impl Future<Output = ()> + Send + 'static) -> AbortHandle {
         let under_way = UnderWay::new(self);
-        tokio::spawn(async move {
+        let reading = async move {
             let _ = under_way.0.closed.run_until_cancelled(read).await;
-        });
+        };
+        self.runtime.spawn(reading).abort_handle()
     }
 
     /// What a tick named is read unless it comes live soon.
@@ -197,46 +211,30 @@ impl Delivery {
 
     /// Everything of the shard through `behind` is known from ticks; what it has through `required` is looked at.
     pub fn verify_shard(self: &Arc<Self>, shard: &Arc<Shard>, behind: u64, required: u64) {
-        self.verify(shard, self.channels_of(shard), Look { behind, required });
+        let (delivery, shard) = (self.clone(), shard.clone());
+        self.read(async move { delivery.verify(&shard, Look { behind, required }).await });
     }
 
-    /// Looks up the end of every channel.
-    pub fn verify_all(self: &Arc<Self>) {
-        let mut by_shard: HashMap<usize, Vec<Arc<Channel>>> = HashMap::new();
-        for Subscribed { channel, .. } in self.channels.lock().values() {
-            by_shard.entry(channel.shard.index).or_default().push(channel.clone());
-        }
-        for channels in by_shard.into_values() {
-            let shard = channels[0].shard.clone();
-            let look = Look { behind: shard.chain().through, required: 0 };
-            self.verify(&shard, channels, look);
-        }
+    /// Looks up the end of every channel of the shard, as far as ticks do not tell it. Goes on until it succeeds, or the
+    /// shard is another stream.
+    pub async fn verify_now(&self, shard: &Arc<Shard>) {
+        self.verify(shard, Look { behind: shard.chain().through, required: 0 }).await;
     }
 
-    /// Looks up the ends of these channels of the shard.
-    pub fn verify(self: &Arc<Self>, shard: &Arc<Shard>, channels: Vec<Arc<Channel>>, look: Look) {
-        for part in channels.chunks(repair::VERIFY_BATCH) {
-            let (shard, links, part) = (shard.clone(), self.links.clone(), part.to_vec());
-            self.read(async move {
-                let (current, lasts) = repair::verify(&*links, &shard, &part, look).await;
-                for (channel, last) in lasts {
-                    channel.verified(&current, last);
-                }
-            });
+    async fn verify(&self, shard: &Arc<Shard>, look: Look) {
+        for part in shard.channels().chunks(repair::VERIFY_BATCH) {
+            let (current, lasts) = repair::verify(&*self.links, shard, part, look).await;
+            for (channel, last) in lasts {
+                channel.verified(&current, last);
+            }
         }
     }
 
     /// The shard is another stream now.
     pub fn reincarnated(&self, shard: &Arc<Shard>) {
-        for channel in self.channels_of(shard) {
+        for channel in shard.channels() {
             channel.reincarnated();
         }
-    }
-
-    fn channels_of(&self, shard: &Arc<Shard>) -> Vec<Arc<Channel>> {
-        let channels = self.channels.lock();
-        let channels = channels.values().map(|subscribed| &subscribed.channel);
-        channels.filter(|channel| channel.shard.index == shard.index).cloned().collect()
     }
 }
 
@@ -260,14 +258,18 @@ async fn until_closed(closed: CancellationToken, work: impl Future<Output = ()>)
     let _ = closed.run_until_cancelled(work).await;
 }
 
-async fn require_later(mut named: mpsc::UnboundedReceiver<Named>) {
+async fn require_later(delivery: Weak<Delivery>, mut named: mpsc::UnboundedReceiver<Named>) {
     while let Some(Named { due, lacking }) = named.recv().await {
         sleep_until(due).await;
-        for (tracked, seq) in lacking {
-            if let Some(channel) = tracked.channel.upgrade() {
-                channel.require(seq);
+        let Some(delivery) = delivery.upgrade() else { return };
+        // Beside this task: a subscriber may take its time with what this leads to.
+        delivery.read(async move {
+            for (tracked, seq) in lacking {
+                if let Some(channel) = tracked.channel.upgrade() {
+                    channel.require(seq);
+                }
             }
-        }
+        });
     }
 }
 
@@ -279,29 +281,21 @@ struct Arrivals {
 }
 
 impl Stream for Arrivals {
-    type Item = (Arc<Channel>, Piece);
+    type Item = Piece;
 
     fn poll_next(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<Self::Item>> {
         ready!(self.channel.pieces.poll_room(context));
-        let mut piece = Vec::new();
-        while piece.len() < CHUNK {
+        let mut messages = Vec::new();
+        while messages.len() < CHUNK {
             match self.messages.poll_next_unpin(context) {
-                Poll::Ready(Some(message)) => piece.push(message),
-                Poll::Ready(None) if piece.is_empty() => return Poll::Ready(None),
-                Poll::Pending if piece.is_empty() => return Poll::Pending,
+                Poll::Ready(Some(message)) => messages.push(message),
+                Poll::Ready(None) if messages.is_empty() => return Poll::Ready(None),
+                Poll::Pending if messages.is_empty() => return Poll::Pending,
                 Poll::Ready(None) | Poll::Pending => break,
             }
         }
-        self.channel.pieces.add();
-        Poll::Ready(Some((self.channel.clone(), piece)))
+        Poll::Ready(Some(Piece::new(self.channel.clone(), messages)))
     }
-}
-
-/// A piece that waits for room in its worker's queue.
-struct HeldBack {
-    until: Instant,
-    channel: Arc<Channel>,
-    piece: Piece,
 }
 
 /// Takes live messages from subscriptions and gives them to the keyed workers. Never waits for one of them.
@@ -310,7 +304,10 @@ struct Reader {
     wait: Duration,
     subscribed: mpsc::UnboundedReceiver<Arrivals>,
     arrivals: SelectAll<Arrivals>,
-    held: VecDeque<HeldBack>,
+    /// What waits for room in its worker's queue, and until when.
+    held: VecDeque<(Instant, Piece)>,
+    /// The hashes of its channels, with the number of pieces.
+    holding: HashMap<u64, usize>,
 }
 
 impl Reader {
@@ -323,45 +320,49 @@ impl Reader {
                     Some(arrivals) => self.arrivals.push(arrivals),
                     None => return,
                 },
-                Some((channel, piece)) = self.arrivals.next(), if !self.arrivals.is_empty() => {
-                    // Behind those of its channel that wait already.
-                    if self.held.iter().any(|held| Arc::ptr_eq(&held.channel, &channel)) {
-                        self.hold(channel, piece);
-                    } else if let Some(piece) = self.offer(&channel, piece) {
-                        self.hold(channel, piece);
-                    }
+                Some(piece) = self.arrivals.next(), if !self.arrivals.is_empty() => {
+                    self.offer(Instant::now() + self.wait, piece);
                 }
                 _ = retry.tick(), if !self.held.is_empty() => self.offer_again(),
             }
         }
     }
 
-    /// Gives the piece back when its worker's queue is full.
-    fn offer(&self, channel: &Arc<Channel>, piece: Piece) -> Option<Piece> {
-        let work: Arc<dyn Work<Piece>> = channel.clone();
-        match self.workers.try_submit(channel.hash, &work, piece) {
-            Ok(()) => None,
-            Err(rejected) if rejected.reason == Reason::Full => Some(rejected.message),
-            Err(rejected) => {
-                channel.missed(&rejected.message);
-                None
-            }
+    /// Submits the piece, or holds it back while its worker's queue is full or an earlier one of its channel waits.
+    fn offer(&mut self, until: Instant, piece: Piece) {
+        let hash = piece.channel().hash;
+        let back = if self.holding.contains_key(&hash) { Some(piece) } else { self.submit(piece) };
+        if let Some(piece) = back {
+            *self.holding.entry(hash).or_default() += 1;
+            self.held.push_back((until, piece));
         }
     }
 
-    fn hold(&mut self, channel: Arc<Channel>, piece: Piece) {
-        self.held.push_back(HeldBack { until: Instant::now() + self.wait, channel, piece });
+    /// Gives the piece back when its worker's queue is full.
+    fn submit(&self, piece: Piece) -> Option<Piece> {
+        let channel = piece.channel().clone();
+        let key = channel.hash;
+        let work: Arc<dyn Work<Piece>> = channel;
+        match self.workers.try_submit(key, &work, piece) {
+            Ok(()) => None,
+            Err(Rejected { message, reason: Reason::Full }) => Some(message),
+            // The pool went with the log.
+            Err(_) => None,
+        }
     }
 
     fn offer_again(&mut self) {
         let now = Instant::now();
-        for HeldBack { until, channel, piece } in std::mem::take(&mut self.held) {
-            let waits = self.held.iter().any(|held| Arc::ptr_eq(&held.channel, &channel));
-            let back = if waits { Some(piece) } else { self.offer(&channel, piece) };
-            match back {
-                Some(piece) if until <= now => channel.missed(&piece),
-                Some(piece) => self.held.push_back(HeldBack { until, channel, piece }),
-                None => {}
+        self.holding.clear();
+        for (until, piece) in std::mem::take(&mut self.held) {
+            if until <= now && self.holding.contains_key(&piece.channel().hash) {
+                piece.missed();
+            } else if until <= now {
+                if let Some(piece) = self.submit(piece) {
+                    piece.missed();
+                }
+            } else {
+                self.offer(until, piece);
             }
         }
     }

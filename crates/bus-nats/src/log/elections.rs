@@ -46,6 +46,8 @@ impl Elections {
         while !self.due {
             let current = self.shard.current();
             if self.advisories.is_none() || self.stream != current.stream {
+                // Whoever drops this while it waits must not leave the advisories of another stream under the new name.
+                self.advisories = None;
                 self.stream.clone_from(&current.stream);
                 self.advisories = self.listen().await;
             }

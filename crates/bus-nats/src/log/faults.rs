@@ -22,6 +22,12 @@ pub(crate) struct Faults {
     pub lose_live: AtomicU32,
     /// Live messages lost so far.
     pub lost: AtomicU32,
+    /// What a join read counts also when the shard is another stream by then.
+    pub trust_joins: AtomicBool,
+    /// Joins wait with what they have read while a test holds this.
+    pub before_joined: RwLock<()>,
+    /// Joins that came so far.
+    pub joins: AtomicU32,
     /// Ticks lead to nothing.
     pub ignore_ticks: AtomicBool,
     /// Ticks are signs of life and nothing more: what they cover stays unknown.

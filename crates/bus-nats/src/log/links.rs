@@ -25,10 +25,15 @@ pub trait Links: Send + Sync + 'static {
     /// For everything that is sent in order under this number, as long as it is held.
     fn pinned(&self, number: u64) -> Held;
 
-    /// For one of several lanes, and among how many connections the lanes are spread: lanes whose numbers are the same
-    /// modulo that share one.
-    fn lane(&self, number: usize) -> (Held, usize) {
-        (self.pinned(number as u64), 1)
+    /// For one of several lanes, and whether it is the lane's own one and not a stand-in: lanes whose numbers are the same
+    /// modulo [`Links::connections`] share one.
+    fn lane(&self, number: usize) -> (Held, bool) {
+        (self.pinned(number as u64), true)
+    }
+
+    /// Among how many connections the lanes are spread.
+    fn connections(&self) -> usize {
+        1
     }
 
     /// For subscriptions of this number.
@@ -152,10 +157,14 @@ impl Links for PoolLinks {
         Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Pinned(guard) }
     }
 
-    fn lane(&self, number: usize) -> (Held, usize) {
-        let (guard, connections) = self.pool.placed(number);
+    fn lane(&self, number: usize) -> (Held, bool) {
+        let (guard, own) = self.pool.placed(number);
         let held = Held { client: guard.client().clone(), connection: guard.connection(), guard: Guard::Any(guard) };
-        (held, connections)
+        (held, own)
+    }
+
+    fn connections(&self) -> usize {
+        self.pool.publishing()
     }
 
     fn subscribing(&self, number: u64) -> Client {

@@ -2,8 +2,8 @@
 //!
 //! A channel is the work that travels with its live messages through the keyed workers. Whatever else happens to it
 //! (subscriptions, finished reads, what ticks name) is put into its inbox, and whoever holds its state carries it out, one
-//! thing after the other: so nobody waits for a subscriber that takes its time, except the channel's own worker. Joins,
-//! reads of gaps and verifications run beside, while live messages wait in the [`Chain`] within bounds.
+//! thing after the other: so nobody ever waits for it. Joins, reads of gaps and verifications run beside, while live messages
+//! wait in the [`Chain`] within bounds.
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
@@ -19,7 +19,7 @@ use parking_lot::Mutex;
 use plenum_channels::{Announcement, LiveEvent, ReadError};
 
 use super::chain::{Chain, Filled, Gap, Incoming, Output};
-use super::delivery::{Delivery, Look, Piece, Reply, Sink};
+use super::delivery::{Delivery, Reply, Sink};
 use super::event::{decode_announcement, publication};
 use super::jetstream::{RequestError, Stored};
 use super::repair;
@@ -36,8 +36,39 @@ pub(super) struct Channel {
     me: Weak<Channel>,
     tracked: Arc<Tracked>,
     delivery: Arc<Delivery>,
-    inbox: Mutex<VecDeque<Input>>,
+    inbox: Mutex<Inbox>,
     state: Mutex<State>,
+}
+
+/// Live messages of a channel that came together, counted until they were carried out or dropped.
+pub(super) struct Piece {
+    channel: Arc<Channel>,
+    messages: Vec<Message>,
+}
+
+impl Piece {
+    pub fn new(channel: Arc<Channel>, messages: Vec<Message>) -> Self {
+        channel.pieces.waiting.fetch_add(1, Ordering::SeqCst);
+        Self { channel, messages }
+    }
+
+    pub fn channel(&self) -> &Arc<Channel> {
+        &self.channel
+    }
+
+    /// It found no room: what it held is read from the stream.
+    pub fn missed(self) {
+        self.channel.missed(&self.messages);
+    }
+}
+
+impl Drop for Piece {
+    fn drop(&mut self) {
+        let pieces = &self.channel.pieces;
+        if pieces.waiting.fetch_sub(1, Ordering::SeqCst) == Pieces::MOST {
+            pieces.reader.wake();
+        }
+    }
 }
 
 /// What happens to a channel.
@@ -63,6 +94,36 @@ enum Input {
     Reincarnated,
 }
 
+/// What waits to be carried out, oldest first: most of the time one thing or nothing, which takes no memory of its own.
+#[derive(Default)]
+struct Inbox {
+    first: Option<Input>,
+    rest: VecDeque<Input>,
+}
+
+impl Inbox {
+    fn push(&mut self, input: Input) {
+        match self.first {
+            None if self.rest.is_empty() => self.first = Some(input),
+            _ => self.rest.push_back(input),
+        }
+    }
+
+    fn push_first(&mut self, input: Input) {
+        if let Some(second) = self.first.replace(input) {
+            self.rest.push_front(second);
+        }
+    }
+
+    fn take(&mut self) -> Option<Input> {
+        self.first.take().or_else(|| self.rest.pop_front())
+    }
+
+    fn is_empty(&self) -> bool {
+        self.first.is_none() && self.rest.is_empty()
+    }
+}
+
 /// What a join found.
 pub(super) struct Joined {
     pub subscriber: Option<Subscriber>,
@@ -79,6 +140,8 @@ struct State {
     current: Option<Arc<Current>>,
     waiting: Vec<Reply>,
     subscription: Option<AbortHandle>,
+    /// The read of a gap.
+    reading: Option<tokio::task::AbortHandle>,
     out: Vec<Output<Stored>>,
 }
 
@@ -107,34 +170,27 @@ impl Pieces {
         self.reader.register(context.waker());
         if self.waiting.load(Ordering::SeqCst) < Self::MOST { Poll::Ready(()) } else { Poll::Pending }
     }
-
-    pub fn add(&self) {
-        self.waiting.fetch_add(1, Ordering::SeqCst);
-    }
-
-    fn remove(&self) {
-        if self.waiting.fetch_sub(1, Ordering::SeqCst) == Self::MOST {
-            self.reader.wake();
-        }
-    }
 }
 
 impl Work<Piece> for Channel {
     fn run(&self, _key: u64, piece: Piece) -> Step<'_> {
-        self.put(Input::Arrived(piece));
-        // Waits for who holds the state now, so that no more is taken in than is delivered.
-        self.carry_out_all(&mut self.state.lock());
+        match self.state.try_lock() {
+            Some(mut state) => {
+                self.carry_out_all(&mut state);
+                self.carry_out(&mut state, Input::Arrived(piece));
+            }
+            // So few pieces are let in that who holds the state now can carry them out as well.
+            None => self.put(Input::Arrived(piece)),
+        }
         self.work();
-        self.pieces.remove();
         Step::Done
     }
 
-    fn lost(&self, _key: u64, _loss: Loss) {
-        self.pieces.remove();
+    /// A panic may have cost more than the piece: the channel begins anew, and its subscriber is told.
+    fn lost(&self, _key: u64, loss: Loss) {
         self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
-        if let Some(me) = self.me.upgrade() {
-            let look = Look { behind: self.shard.chain().through, required: 0 };
-            self.delivery.verify(&self.shard, vec![me], look);
+        if loss != Loss::Stopped {
+            self.reincarnated();
         }
     }
 }
@@ -150,6 +206,7 @@ impl Channel {
                 current: None,
                 waiting: Vec::new(),
                 subscription: None,
+                reading: None,
                 out: Vec::new(),
             };
             Self {
@@ -171,8 +228,9 @@ impl Channel {
         self.put(Input::Subscribe { sink, reply });
     }
 
+    /// Ends it before anything else that waits, so that this takes no time: the caller may hold a lock.
     pub fn end(&self) {
-        self.put(Input::End);
+        self.inbox.lock().push_first(Input::End);
         self.work();
     }
 
@@ -192,20 +250,20 @@ impl Channel {
         self.work();
     }
 
-    /// A piece found no room: what it held is read from the stream.
-    pub fn missed(&self, piece: &[Message]) {
-        self.pieces.remove();
+    fn missed(self: &Arc<Self>, messages: &[Message]) {
         self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
-        if let Some(last) = piece.iter().rev().find_map(|message| Stored::parse(message.clone()))
+        if let Some(last) = messages.iter().rev().find_map(|message| Stored::parse(message.clone()))
             && last.stream == self.shard.current().stream
         {
             self.shard.see(&last.stream, last.seq);
-            self.require(last.seq);
+            let channel = self.clone();
+            // Beside the reader: a subscriber may take its time with what this leads to.
+            self.delivery.read(async move { channel.require(last.seq) });
         }
     }
 
     fn put(&self, input: Input) {
-        self.inbox.lock().push_back(input);
+        self.inbox.lock().push(input);
     }
 
     /// Carries out what waits, unless somebody is at it: then he does.
@@ -218,7 +276,7 @@ impl Channel {
 
     fn carry_out_all(&self, state: &mut State) {
         loop {
-            let Some(input) = self.inbox.lock().pop_front() else { return };
+            let Some(input) = self.inbox.lock().take() else { return };
             self.carry_out(state, input);
         }
     }
@@ -281,6 +339,11 @@ impl Channel {
     fn finish(&self, state: &mut State, reason: &str) {
         state.phase = Phase::Ended;
         state.sink = None;
+        state.current = None;
+        state.chain = Chain::joining();
+        if let Some(reading) = state.reading.take() {
+            reading.abort();
+        }
         self.shard.untrack(self.hash, &self.tracked);
         if let Some(subscription) = state.subscription.take() {
             subscription.abort();
@@ -321,6 +384,14 @@ impl Channel {
             state.subscription = Some(self.delivery.listen(&me, subscriber));
         }
         self.decided(state);
+        // The shard became another stream while this was read: nothing of the new one would count.
+        #[cfg(test)]
+        if super::faults::Faults::on(&self.shard.faults.trust_joins) {
+            return;
+        }
+        if !state.is_in(&self.shard.current()) {
+            self.put(Input::Reincarnated);
+        }
     }
 
     fn required(&self, state: &mut State, seq: u64) {
@@ -331,9 +402,9 @@ impl Channel {
         }
     }
 
-    fn arrived(&self, state: &mut State, piece: Piece) {
+    fn arrived(&self, state: &mut State, mut piece: Piece) {
         let Some(current) = state.current.clone() else { return };
-        for message in piece {
+        for message in std::mem::take(&mut piece.messages) {
             if message.headers.as_ref().is_none_or(|headers| headers.get_last(NATS_SEQUENCE).is_none()) {
                 if let Some(announcement) = decode_announcement(&message.payload) {
                     self.announce(state, announcement);
@@ -401,7 +472,7 @@ impl Channel {
                 }
                 Output::Fill(gap) => {
                     gaps += 1;
-                    self.fill(current.clone(), gap);
+                    state.reading = self.fill(current.clone(), gap);
                 }
             }
         }
@@ -418,13 +489,13 @@ impl Channel {
         }
     }
 
-    fn fill(&self, current: Arc<Current>, gap: Gap) {
-        let Some(channel) = self.me.upgrade() else { return };
-        self.delivery.read(async move {
+    fn fill(&self, current: Arc<Current>, gap: Gap) -> Option<tokio::task::AbortHandle> {
+        let channel = self.me.upgrade()?;
+        Some(self.delivery.read(async move {
             let filled = repair::fill(&*channel.delivery.links, &channel.shard, &current, &channel.name, gap).await;
             channel.put(Input::Filled { current, filled: filled.map(Box::new) });
             channel.work();
-        });
+        }))
     }
 }
 

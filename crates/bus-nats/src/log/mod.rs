@@ -129,10 +129,11 @@ impl NatsLog {
             config.append_patience,
             &links,
         );
-        first_ticks(&groups).await;
         let max_payload = client.max_payload().saturating_sub(OVERHEAD_BYTES);
-        tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), delivery.clone(), config.clone())));
-        Ok(Arc::new(Self {
+        for shard in groups.iter().flatten() {
+            tasks.push(tokio::spawn(verify_when_disturbed(links.disturbed(), delivery.clone(), shard.clone())));
+        }
+        let log = Arc::new(Self {
             config,
             links,
             groups,
@@ -143,7 +144,9 @@ impl NatsLog {
             run,
             next: AtomicU64::new(1),
             tasks,
-        }))
+        });
+        first_ticks(&log.groups).await;
+        Ok(log)
     }
 
     /// What the log does, for the resource report.
@@ -178,11 +181,6 @@ impl NatsLog {
     /// [`SetupError::Unavailable`] when NATS does not answer within about 20 s.
     pub async fn record_namespaces(&self, namespaces: BTreeMap<String, String>) -> Result<(), SetupError> {
         setup::record_namespaces(&self.links.any(), &self.config, namespaces).await
-    }
-
-    /// Looks up every subscribed channel's end, and repairs what is missing: after a reconnect, or a slow consumer.
-    pub fn verify_all(&self) {
-        self.delivery.verify_all();
     }
 
     fn shard(&self, channel: &str) -> &Arc<Shard> {
@@ -369,14 +367,15 @@ async fn first_ticks(groups: &[Vec<Arc<Shard>>]) {
     }
 }
 
-/// Verifies every channel after each event that may have lost live messages. Ends with the connections.
-async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, delivery: Arc<Delivery>, _config: LogConfig) {
+/// Verifies every channel of the shard after each event that may have lost live messages; what happens during a look leads
+/// to one more. Ends with the connections.
+async fn verify_when_disturbed(mut disturbed: watch::Receiver<u64>, delivery: Arc<Delivery>, shard: Arc<Shard>) {
     while disturbed.changed().await.is_ok() {
         #[cfg(test)]
-        if faults::Faults::on(&_config.faults.ignore_disturbances) {
+        if faults::Faults::on(&shard.faults.ignore_disturbances) {
             continue;
         }
-        delivery.verify_all();
+        delivery.verify_now(&shard).await;
     }
 }
 

@@ -49,6 +49,11 @@ pub(super) async fn join(
         Some(last) => last,
         None => front(client, &fresh.current.stream).await?,
     };
+    #[cfg(test)]
+    {
+        shard.faults.joins.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        drop(shard.faults.before_joined.read().await);
+    }
     Ok(Joined { subscriber, current: fresh.current, last, through: fresh.answer.up_to })
 }
 

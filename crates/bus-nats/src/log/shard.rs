@@ -308,6 +308,11 @@ impl Shard {
         }
     }
 
+    /// The local channels of the shard.
+    pub fn channels(&self) -> Vec<Arc<Channel>> {
+        self.tracked.lock().values().flatten().filter_map(|tracked| tracked.channel.upgrade()).collect()
+    }
+
     /// Last sequence that was delivered here on the channel with this hash.
     #[cfg(test)]
     pub fn delivered(&self, hash: u64) -> Option<u64> {

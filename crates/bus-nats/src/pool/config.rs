@@ -120,7 +120,7 @@ impl PoolConfig {
             min_publishing: 2,
             max_publishing: 4,
             subscribing: 1,
-            grow_above: 1536,
+            grow_above: 768,
             shrink_below: 64,
             recycle_after: Duration::from_secs(3600),
             probe_every: Duration::from_secs(30),

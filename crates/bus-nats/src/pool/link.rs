@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use async_nats::connection::State;
 use async_nats::{ConnectOptions, Event, ReconnectToServer, Server, ServerAddr, ServerError};
+use hashbrown::HashMap;
 use parking_lot::Mutex;
 use rand::Rng;
 use tokio::sync::{Notify, broadcast};
@@ -42,8 +43,8 @@ pub(super) struct Link {
     up_since: Mutex<Option<Instant>>,
     pub(super) connects: AtomicU64,
     pub(super) slow_consumers: AtomicU64,
-    /// The last slow consumer that was told of.
-    slow: Mutex<Option<(u64, Instant)>>,
+    /// The slow consumers that were told of, and when.
+    slow: Mutex<HashMap<u64, Instant>>,
     pub(super) lame_duck: AtomicBool,
 }
 
@@ -70,7 +71,7 @@ impl Link {
             up_since: Mutex::new(None),
             connects: AtomicU64::new(0),
             slow_consumers: AtomicU64::new(0),
-            slow: Mutex::new(None),
+            slow: Mutex::default(),
             lame_duck: AtomicBool::new(false),
         })
     }
@@ -240,12 +241,9 @@ impl Link {
 impl Link {
     /// The library tells of each dropped message; once in [`SLOW_PAUSE`] is enough, and keeps room for other events.
     fn is_news(&self, subscription: u64) -> bool {
-        let mut slow = self.slow.lock();
-        if slow.is_some_and(|(last, at)| last == subscription && at.elapsed() < SLOW_PAUSE) {
-            return false;
-        }
-        *slow = Some((subscription, Instant::now()));
-        true
+        let (mut slow, now) = (self.slow.lock(), Instant::now());
+        slow.retain(|_, told| now.duration_since(*told) < SLOW_PAUSE);
+        slow.try_insert(subscription, now).is_ok()
     }
 }
 

@@ -139,24 +139,22 @@ impl Pool {
         Pinned { pool: self.clone(), pin, connection, extra: AtomicUsize::new(0) }
     }
 
-    /// The connection at this place among those for publishing, counted round, or the next one with contact; and how many
-    /// there are. For holders that spread evenly over the connections.
-    pub fn placed(&self, place: usize) -> (InUse, usize) {
-        loop {
-            let set = self.publishing.load();
-            let mut turn = (0..set.len()).map(|step| &set[(place + step) % set.len()]);
-            let Some(connection) = turn.find(|one| one.is_up()).or_else(|| set.get(place % set.len().max(1))) else {
-                continue;
-            };
-            if !connection.acquire() {
-                // Replaced just now, unless the whole pool is closed: then its requests fail by themselves.
-                if !connection.link.closed.is_cancelled() {
-                    continue;
-                }
-                connection.join();
-            }
-            return (InUse { connection: connection.clone(), extra: AtomicUsize::new(0) }, set.len());
-        }
+    /// The connection at this place among those for publishing, counted round, or the next one with contact; and whether it
+    /// is the one at that place. For holders that spread evenly over the connections.
+    pub fn placed(&self, place: usize) -> (InUse, bool) {
+        let mut own = true;
+        let connection = self.acquire(|set| {
+            let turn = (0..set.len()).map(|step| (place + step) % set.len());
+            let chosen = turn.clone().find(|index| set[*index].is_up()).or(turn.clone().next())?;
+            own = Some(chosen) == turn.clone().next();
+            set.get(chosen)
+        });
+        (InUse { connection, extra: AtomicUsize::new(0) }, own)
+    }
+
+    /// How many connections there are for publishing.
+    pub fn publishing(&self) -> usize {
+        self.publishing.load().len()
     }
 
     /// A connection for one request: the lowest product of measured round trip and uses among those with contact;
@@ -166,16 +164,23 @@ impl Pool {
     }
 
     fn lightest(&self) -> Arc<Connection> {
-        loop {
-            let set = self.publishing.load();
+        self.acquire(|set| {
             let first = self.round.fetch_add(1, Ordering::Relaxed);
-            let weight = |connection: &Arc<Connection>| {
+            let weight = |connection: &&Arc<Connection>| {
                 let round_trip = connection.round_trip().unwrap_or(Duration::from_millis(1)).as_micros() as u64;
                 // Coarse, so that noise does not send everything one way.
                 (!connection.is_up(), (round_trip / 256 + 1) * (connection.in_flight() as u64 + 1))
             };
             let turn = (0..set.len()).map(|step| &set[(first + step) % set.len()]);
-            let Some(connection) = turn.min_by_key(|connection| weight(connection)) else { continue };
+            turn.min_by_key(weight)
+        })
+    }
+
+    /// The connection that `choose` finds among those for publishing, in use from now on.
+    fn acquire(&self, mut choose: impl FnMut(&[Arc<Connection>]) -> Option<&Arc<Connection>>) -> Arc<Connection> {
+        loop {
+            let set = self.publishing.load();
+            let Some(connection) = choose(&set) else { continue };
             if connection.acquire() {
                 return connection.clone();
             }

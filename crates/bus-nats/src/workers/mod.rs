@@ -1,5 +1,5 @@
 //! The keyed worker pool: order within a key, parallel across keys, bounded memory; no lock and no allocation per
-//! message. One per process.
+//! message. One per process and type of message.
 
 mod queue;
 mod worker;
@@ -100,7 +100,7 @@ pub struct WorkersStats {
     pub queue_bound: usize,
     /// Messages done.
     pub done: u64,
-    /// Messages refused because a queue was full.
+    /// Times that a message was refused because a queue was full, each attempt counted.
     pub rejected: u64,
     /// Accepted messages whose deadline passed.
     pub expired: u64,

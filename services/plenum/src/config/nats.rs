@@ -163,7 +163,7 @@ impl Default for NatsPool {
             min_publishing: 2,
             max_publishing: 4,
             subscribing: 1,
-            grow_above: 1536,
+            grow_above: 768,
             shrink_below: 64,
             recycle_after: Duration::from_secs(3600),
             probe_interval: Duration::from_secs(30),

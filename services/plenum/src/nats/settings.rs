@@ -151,7 +151,7 @@ pub fn log(config: &Config) -> LogConfig {
         groups: groups.collect(),
         namespaces,
         placement: Arc::new(move |channel| placement.group(channel)),
-        delivery: WorkersConfig { workers: nats.delivery_workers, ..WorkersConfig::default() },
+        delivery: WorkersConfig { workers: nats.delivery_workers, ..LogConfig::default().delivery },
         append_lanes: nats.append_lanes,
         append_window: nats.append_window,
         append_queue: nats.append_queue,

@@ -50,7 +50,7 @@ impl Lane {
     /// Sends what the line may send now.
     pub(super) async fn pump(&mut self, at: usize) {
         loop {
-            let room = self.in_flight < self.window && !self.is_due();
+            let room = self.room() > 0;
             let Some(line) = self.lines.get(at) else { return };
             if line.is_empty() {
                 self.lines.remove(at);

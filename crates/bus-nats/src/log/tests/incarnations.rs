@@ -1,10 +1,12 @@
 //! Streams that go away, go back or were set up otherwise.
 
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use plenum_channels::{Log, Since};
 
-use super::servers::{Witness, config, history, pool, prefix, publish, replica, request, until};
+use super::servers::{Witness, config, faulty, history, pool, prefix, publish, replica, request, until};
 use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks, SetupError};
 use crate::testing::NatsServer;
 
@@ -45,6 +47,38 @@ async fn a_deleted_stream_is_replaced_and_subscribers_are_told() {
     let last = publish(&log, "channel", "2").await;
     assert!(witness.gets(last, PATIENCE).await);
     assert!(!history(&other, "channel", Since::Position(before)).await.complete);
+}
+
+/// A join has read where the channel stands when the shard becomes another stream: it begins anew, or it would take nothing of
+/// the new one for its own.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_join_that_read_the_stream_before_begins_anew() {
+    let server = NatsServer::start().await.unwrap();
+    let prefix = prefix();
+    let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
+    let (log, faults) = faulty(vec![server.url()], config(&prefix, 1)).await;
+    let client = async_nats::connect(server.url()).await.unwrap();
+    for rule in [true, false] {
+        faults.trust_joins.store(!rule, Ordering::SeqCst);
+        let channel = format!("channel {rule}");
+        let (before, joins) = (stream_of(&log, &channel).await, faults.joins.load(Ordering::SeqCst));
+        let held = faults.before_joined.write().await;
+        let witness = Arc::new(Witness::default());
+        let joining = tokio::spawn({
+            let (log, channel, witness) = (log.clone(), channel.clone(), witness.clone());
+            async move { log.subscribe(&channel, witness).await }
+        });
+        assert!(until(PATIENCE, || faults.joins.load(Ordering::SeqCst) > joins).await, "nobody joined");
+        client.request(format!("$JS.API.STREAM.DELETE.{before}"), "".into()).await.unwrap();
+        assert!(until(PATIENCE, || log.shard(&channel).current().stream != before).await, "still the same stream");
+        drop(held);
+        joining.await.unwrap().unwrap();
+        publish_again(&publisher, &channel).await;
+        let patience = if rule { PATIENCE } else { Duration::from_secs(4) };
+        assert_eq!(until(patience, || !witness.losses().is_empty()).await, rule, "told, rule {rule}");
+        let offset = publish(&publisher, &channel, "x").await;
+        assert_eq!(witness.gets(offset, patience).await, rule, "rule {rule}");
+    }
 }
 
 /// A lost disk: the same names would come back with sequences from 1.
