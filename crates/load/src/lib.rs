@@ -179,20 +179,27 @@ pub async fn run(plan: Plan, enough: impl Future<Output = ()>, mut progress: imp
 }
 
 const STEP: Duration = Duration::from_millis(50);
+/// Time without news after which nothing more comes, where it cannot be counted what has to.
+const UNSURE: Duration = Duration::from_secs(10);
 
 /// Waits until everything that was acknowledged has arrived everywhere, or nothing has arrived for the patience.
 async fn settle(shared: &Shared, show: &mut impl FnMut(Instant)) {
     let plan = &shared.plan;
     let (mut last, mut since) = (0, Instant::now());
     loop {
-        let received = shared.counts.lock().received;
-        let expected = shared.counts.lock().acknowledged * (plan.users / plan.sessions.max(1)) as u64;
+        let (received, expected, answered) = {
+            let counts = shared.counts.lock();
+            let each = (plan.users / plan.sessions.max(1)) as u64;
+            (counts.received, counts.acknowledged * each, counts.sent == counts.acknowledged + counts.refused)
+        };
         if received != last {
             (last, since) = (received, Instant::now());
         }
         let quiet = since.elapsed();
-        // Sessions may differ by one user, and lost ones never come: a second without news is enough then.
-        if (received >= expected && quiet > Duration::from_secs(1)) || quiet > plan.patience {
+        // Sessions may differ by one user: a second without news is enough then. What had no answer may have arrived all the
+        // same, in place of something that is still on its way.
+        let enough = if answered { Duration::from_secs(1) } else { UNSURE };
+        if (received >= expected && quiet > enough) || quiet > plan.patience {
             return;
         }
         sleep(STEP).await;
