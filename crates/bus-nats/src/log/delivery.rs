@@ -21,7 +21,8 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep_until};
 use tokio_util::sync::CancellationToken;
 
 use super::links::Links;
-use super::live::{Channel, Piece};
+use super::live::Channel;
+use super::piece::Piece;
 use super::repair;
 use super::shard::{Shard, Tracked};
 use super::stats::DeliveryStats;

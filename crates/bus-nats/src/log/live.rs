@@ -7,14 +7,12 @@
 
 use std::collections::VecDeque;
 use std::panic::AssertUnwindSafe;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
-use std::task::{Context, Poll};
 
 use async_nats::header::NATS_SEQUENCE;
 use async_nats::{Message, Subscriber};
 use futures_util::stream::AbortHandle;
-use futures_util::task::AtomicWaker;
 use parking_lot::Mutex;
 use plenum_channels::{Announcement, LiveEvent, ReadError};
 
@@ -22,6 +20,7 @@ use super::chain::{Chain, Filled, Gap, Incoming, Output};
 use super::delivery::{Delivery, Reply, Sink};
 use super::event::{decode_announcement, publication};
 use super::jetstream::{RequestError, Stored};
+use super::piece::{Piece, Pieces};
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
 use crate::channel_token;
@@ -38,37 +37,6 @@ pub(super) struct Channel {
     delivery: Arc<Delivery>,
     inbox: Mutex<Inbox>,
     state: Mutex<State>,
-}
-
-/// Live messages of a channel that came together, counted until they were carried out or dropped.
-pub(super) struct Piece {
-    channel: Arc<Channel>,
-    messages: Vec<Message>,
-}
-
-impl Piece {
-    pub fn new(channel: Arc<Channel>, messages: Vec<Message>) -> Self {
-        channel.pieces.waiting.fetch_add(1, Ordering::SeqCst);
-        Self { channel, messages }
-    }
-
-    pub fn channel(&self) -> &Arc<Channel> {
-        &self.channel
-    }
-
-    /// It found no room: what it held is read from the stream.
-    pub fn missed(self) {
-        self.channel.missed(&self.messages);
-    }
-}
-
-impl Drop for Piece {
-    fn drop(&mut self) {
-        let pieces = &self.channel.pieces;
-        if pieces.waiting.fetch_sub(1, Ordering::SeqCst) == Pieces::MOST {
-            pieces.reader.wake();
-        }
-    }
 }
 
 /// What happens to a channel.
@@ -152,26 +120,6 @@ enum Phase {
     Ended,
 }
 
-/// How many pieces of a channel wait for their worker.
-#[derive(Default)]
-pub(super) struct Pieces {
-    waiting: AtomicUsize,
-    reader: AtomicWaker,
-}
-
-impl Pieces {
-    /// So few that a worker's queue has room for its other channels, and so many that the reader need not be woken for each.
-    const MOST: usize = 4;
-
-    pub fn poll_room(&self, context: &mut Context<'_>) -> Poll<()> {
-        if self.waiting.load(Ordering::SeqCst) < Self::MOST {
-            return Poll::Ready(());
-        }
-        self.reader.register(context.waker());
-        if self.waiting.load(Ordering::SeqCst) < Self::MOST { Poll::Ready(()) } else { Poll::Pending }
-    }
-}
-
 impl Work<Piece> for Channel {
     fn run(&self, _key: u64, piece: Piece) -> Step<'_> {
         match self.state.try_lock() {
@@ -250,7 +198,8 @@ impl Channel {
         self.work();
     }
 
-    fn missed(self: &Arc<Self>, messages: &[Message]) {
+    /// These live messages found no room: what they held is read from the stream.
+    pub fn missed(self: &Arc<Self>, messages: &[Message]) {
         self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
         if let Some(last) = messages.iter().rev().find_map(|message| Stored::parse(message.clone()))
             && last.stream == self.shard.current().stream
@@ -404,7 +353,7 @@ impl Channel {
 
     fn arrived(&self, state: &mut State, mut piece: Piece) {
         let Some(current) = state.current.clone() else { return };
-        for message in std::mem::take(&mut piece.messages) {
+        for message in piece.take() {
             if message.headers.as_ref().is_none_or(|headers| headers.get_last(NATS_SEQUENCE).is_none()) {
                 if let Some(announcement) = decode_announcement(&message.payload) {
                     self.announce(state, announcement);

@@ -24,6 +24,7 @@ mod line;
 mod links;
 mod live;
 mod names;
+mod piece;
 mod proof;
 mod read;
 mod repair;
