@@ -72,7 +72,8 @@ class Chart(Rendered):
     def test_values_that_do_not_exist_or_have_a_wrong_type_are_refused(self):
         for setting in ("websocket.replica=3", "nats.replicas=2", "redis.nodes=5", "redis.nodes=7", "nginx.service.type=Public",
                         "drain.seconds=-1", "websocket.replicas=many", "nats.syncInterval=never", "spread=Always",
-                        "imageTag=latest", "nats.storageClass=fast", "externalNats.streamReplicas=2"):
+                        "imageTag=latest", "nats.storageClass=fast", "externalNats.streamReplicas=2",
+                        "nginx.settings.CONNECTION_PER_ADDRESS=1", "nats.storage=20GB", "redis.storage=much", "nats.maxFileStore=18G"):
             for program in HELMS:
                 with self.subTest(setting=setting, helm=program):
                     with self.assertRaisesRegex(RenderFailed, r"(?i)schema"):
@@ -84,6 +85,10 @@ class Chart(Rendered):
             (("nginx.enabled=false", "ingress.enabled=true"), "nginx.enabled"),
             (("nats.enabled=false", "externalNats.servers={nats://a}", "backup.enabled=true"), "backup.existingSecret"),
             (("nginx.enabled=false", "httpRoute.enabled=true"), "nginx.enabled"),
+            (("nginx.tls.existingSecret=tls", "ingress.enabled=true"), "end TLS at the ingress"),
+            (("nginx.tls.existingSecret=tls", "httpRoute.enabled=true", "httpRoute.parentRefs[0].name=a"), "end TLS at the ingress"),
+            (("httpRoute.enabled=true",), "parentRefs"),
+            (("config.shutdown.drain_time=5m",), "drain.seconds"),
         ):
             with self.subTest(settings=settings):
                 with self.assertRaisesRegex(RenderFailed, said):
@@ -239,6 +244,18 @@ class Chart(Rendered):
         changed = sums("--set", "nginx.settings.CONNECTIONS=1000")
         self.assertEqual([key[1] for key in before if before[key] != changed[key]], ["plenum-nginx"])
 
+    def test_an_autoscaled_role_always_has_a_count(self):
+        found = resources("helm3", None, "--set", "websocket.autoscaling.enabled=true", "--set", "websocket.autoscaling.minReplicas=4")
+        self.assertEqual(found["Deployment", "plenum-websocket"]["spec"]["replicas"], 4)
+
+    def test_the_redirect_to_https_names_a_port_that_is_not_443(self):
+        def start(*more):
+            return resources("helm3", None, *[word for setting in more for word in ("--set", setting)])["ConfigMap", "plenum-nginx"]["data"]["start"]
+
+        tls = "nginx.tls.existingSecret=tls"
+        self.assertIn("'HTTPS_SUFFIX=' ", start(tls))
+        self.assertIn("'HTTPS_SUFFIX=:8443' ", start(tls, "nginx.service.httpsPort=8443"))
+
     def test_browsers_may_connect_from_where_the_chart_is_exposed_or_the_values_say(self):
         def origins(*more):
             found = resources("helm3", None, *[word for setting in more for word in ("--set", setting)])
@@ -249,7 +266,7 @@ class Chart(Rendered):
         self.assertEqual(origins(*ingress), ["https://a.example", "http://a.example"])
         self.assertEqual(origins(*ingress, "ingress.tlsSecret=tls"), ["https://a.example"])
         self.assertEqual(origins("ingress.host=a.example"), [], "there is no such ingress")
-        self.assertEqual(origins("httpRoute.enabled=true", "httpRoute.hostnames={b.example}"),
+        self.assertEqual(origins("httpRoute.enabled=true", "httpRoute.parentRefs[0].name=a", "httpRoute.hostnames={b.example}"),
                          ["https://b.example", "http://b.example"])
         self.assertEqual(origins(*ingress, "allowedOrigins={https://c.example}"), ["https://c.example"])
         self.assertEqual(origins("allowedOrigins={https://c.example}", "config.client.allowed_origins={https://d.example}"),

@@ -152,6 +152,9 @@ capabilities:
 
 {{/* The configuration file: what the chart knows, and over it what the user set. */}}
 {{- define "plenum.config" -}}
+{{- if .Values.config.shutdown -}}
+{{- fail "config.shutdown is written from drain, and so is the pods' grace period: set drain.seconds and drain.restSeconds" -}}
+{{- end -}}
 {{- $own := dict
   "http_server" (dict "port" 8000 "internal_port" "9000"
     "trusted_proxies" (ternary .Values.websocket.trustedProxies .Values.nginx.trustedProxies .Values.nginx.enabled))

@@ -8,7 +8,11 @@ metadata:
   labels:
     {{- include "plenum.labels" (list $root $role) | nindent 4 }}
 spec:
-  {{- if not (dig "autoscaling" "enabled" false $values) }}
+  {{- if dig "autoscaling" "enabled" false $values }}
+  {{- /* A count that goes missing from one revision to the next would become 1: so it is what the autoscaler left. */}}
+  {{- $live := lookup "apps/v1" "Deployment" $root.Release.Namespace (printf "%s-%s" (include "plenum.fullname" $root) $role) | default dict }}
+  replicas: {{ max (dig "spec" "replicas" 0 $live | int) (int $values.autoscaling.minReplicas) }}
+  {{- else }}
   replicas: {{ $values.replicas }}
   {{- end }}
   minReadySeconds: {{ $values.minReadySeconds }}
