@@ -6,12 +6,15 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use futures_util::future::BoxFuture;
-use plenum_protocol::PushEvent;
+use plenum_protocol::{ConnectRequest, Encoding, PushEvent, Request};
 use tokio::time::Instant;
 
 use super::{Client, Cluster, node_with, settings};
 use crate::memory::MemoryLog;
-use crate::{Announcement, Append, AppendError, Appended, Live, Log, Page, Position, Read, ReadError, Tail};
+use crate::{
+    Announcement, Append, AppendError, Appended, ConnectionClaims, Live, Log, Page, Position, Read, ReadError,
+    SubscriptionClaims, Tail, TokenError, Tokens,
+};
 
 /// Longest time that a client of the released SDKs waits for a reply.
 const SDK: Duration = Duration::from_secs(5);
@@ -92,6 +95,33 @@ async fn a_subscribe_that_takes_too_long_fails_for_the_moment_before_the_client_
     log.tail_ms.store(0, Ordering::Relaxed);
     client.subscribe("room:a", None).await.unwrap();
     assert_eq!(node.presence("room:a").await.unwrap().len(), 1);
+}
+
+/// Keys that never come.
+struct Silent;
+
+#[async_trait]
+impl Tokens for Silent {
+    async fn connection(&self, _: &str) -> Result<ConnectionClaims, TokenError> {
+        std::future::pending().await
+    }
+
+    async fn subscription(&self, _: &str) -> Result<SubscriptionClaims, TokenError> {
+        std::future::pending().await
+    }
+}
+
+/// Without an answer its connection would be closed as stale after a while, from which no client comes back.
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_takes_too_long_fails_for_the_moment() {
+    let node = node_with(settings(), MemoryLog::single());
+    node.replace_tokens(Arc::new(Silent));
+    let mut client = Client::attach(&node, Encoding::Json);
+    let began = Instant::now();
+    let request = ConnectRequest { token: "anna".into(), ..ConnectRequest::default() };
+    let error = client.call(Request::Connect(Box::new(request))).await.unwrap_err();
+    assert!(began.elapsed() < SDK, "{:?}", began.elapsed());
+    assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
 }
 
 /// Each attempt is given up before the log has answered, and yet the work is not begun anew each time.
