@@ -225,10 +225,19 @@ class Readers(Rendered):
             self.assertNotEqual(one, other, f"{key} {name}")
             self.assertGreaterEqual(len(one), 40, f"{key} {name}")
 
-    def notes(self, values):
+    def notes(self, values, *more):
         said = rendering.helm("helm4", "install", rendering.RELEASE, CHART, "--namespace", NAMESPACE, "--values", values,
-                              "--dry-run=client", "--kubeconfig", os.devnull)
+                              "--dry-run=client", "--kubeconfig", os.devnull, *more)
         return said.split("NOTES:\n", 1)[1]
+
+    def test_the_notes_warn_where_all_clients_would_share_an_address(self):
+        balanced = ("--set", "nginx.service.type=LoadBalancer")
+        for name, more, warned in (
+            ("default", (), False), ("ingress", (), False), ("ingress", ("--set", "nginx.trustedProxies=null"), True),
+            ("default", balanced, True), ("default", (*balanced, "--set", "nginx.service.externalTrafficPolicy=Local"), False),
+        ):
+            with self.subTest(scenario=name, settings=more):
+                self.assertEqual("nginx.trustedProxies" in self.notes(scenarios()[name], *more), warned)
 
     def test_the_notes_tell_the_address_and_three_commands_that_name_what_is_there(self):
         for name in NOTES:

@@ -60,6 +60,12 @@ class Compose(unittest.TestCase):
         output([self.folder / "compose/secrets"])
         self.assertEqual(file.read_text(), before)
         self.assertEqual(file.stat().st_mode & 0o777, 0o600)
+        # A file of before some secret was needed gets that one.
+        lines = before.splitlines(keepends=True)
+        file.write_text("".join(lines[:-1]))
+        output([self.folder / "compose/secrets"])
+        self.assertTrue(file.read_text().startswith("".join(lines[:-1]) + lines[-1].split("=")[0]))
+        file.write_text(before)
         self.assertTrue(all(len(value) == 40 for value in self.secrets.values()))
         done = subprocess.run([self.folder / "reader", FILE], capture_output=True, text=True)
         self.assertIn("run deploy/compose/secrets", done.stderr)
