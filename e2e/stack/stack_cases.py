@@ -23,7 +23,7 @@ from peers import Refused, WebSocket, ask, until  # noqa: E402
 from whole import Stack, any_port, born, end_leftovers, taken  # noqa: E402
 
 BINARY = os.environ.get("PLENUM_BIN", str(ROOT / "target/debug/plenum"))
-START_SECONDS = 60
+START_SECONDS = 30
 USERS, PER_SECOND = 24, 40
 
 
