@@ -4,6 +4,7 @@
 //! register a client id, says which pass opens: a pass is taken by compare-and-set, and it stays good until a frame on the
 //! new connection shows that its successor has arrived.
 
+mod changes;
 mod fence;
 mod grace;
 mod handover;
@@ -21,6 +22,7 @@ use tokio::time::Instant;
 use uuid::Uuid;
 
 pub(crate) use self::fence::{Fence, Nonce};
+pub(crate) use self::changes::Noted;
 pub(crate) use self::grace::{Grace, Leave, NewLeave};
 pub(crate) use self::pass::{Pass, token_mark};
 pub(crate) use self::resumption::{Join, Resumption};
@@ -55,7 +57,7 @@ struct CarriedPass {
 }
 
 /// What a won fence gives.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Won {
     pub(crate) fence: Fence,
     revision: u64,
@@ -155,8 +157,8 @@ impl Resume {
                 Some(record) => (record.value.as_deref().and_then(Fence::decode), record.revision),
             };
             // A fence that somebody else has moved since the last look: they were faster.
-            if let Some(before) = seen
-                && found.is_none_or(|found| !found.is_same_step(&before))
+            if let Some(before) = &seen
+                && found.as_ref().is_none_or(|found| !found.is_same_step(before))
             {
                 return Err(Outcome::Outdated);
             }
@@ -167,7 +169,7 @@ impl Resume {
                 Err(LedgerError::Conflict { .. }) if found.is_none() => return Err(Outcome::Outdated),
                 // A confirmation may have come between; anything else is found out by looking again.
                 Err(LedgerError::Conflict { .. }) => seen = found,
-                Err(LedgerError::Indeterminate) => return self.settle(&key, next).await.map_err(unavailable)?,
+                Err(LedgerError::Indeterminate) => return self.settle(&key, &next).await.map_err(unavailable)?,
                 Err(error) => return Err(unavailable(error)),
             }
         }
@@ -175,7 +177,7 @@ impl Resume {
     }
 
     /// Finds out whether a write without an answer took place.
-    async fn settle(&self, key: &str, written: Fence) -> Result<Result<Won, Outcome>, LedgerError> {
+    async fn settle(&self, key: &str, written: &Fence) -> Result<Result<Won, Outcome>, LedgerError> {
         let record = self.ledger.get(key).await?;
         let found = record.and_then(|record| Some((Fence::decode(record.value.as_deref()?)?, record.revision)));
         Ok(match found {
@@ -184,21 +186,47 @@ impl Resume {
         })
     }
 
-    /// The successor has arrived: what was taken is good no more. Tried until it is written, or somebody else has moved the
-    /// fence, or `ttl` is over, which ends the pass too. Until then both passes are usable, of which only one can be taken.
+    /// The successor has arrived: what was taken is good no more. Until that is written both passes are usable, of which only
+    /// one can be taken.
     pub(crate) async fn confirm(&self, client: Uuid, won: Won, ttl: Duration) {
-        let confirmed = Fence { confirmed: true, ..won.fence };
+        let (step, known) = (won.fence.step, Some((Some(won.fence), won.revision)));
+        self.amend(client, step, known, ttl, |fence| fence.confirmed = true).await;
+    }
+
+    /// Writes down what the server API changed of a connection, which its pass does not say. Until that is written a resume
+    /// does not know of it, and what was not written by then is lost.
+    pub(crate) async fn note(&self, client: Uuid, step: u32, noted: &Noted, ttl: Duration) {
+        // Mostly there is no fence yet: the compare-and-set says so by itself.
+        let mut known = (step == 0).then_some((None, 0));
+        while let Some(changes) = noted.next() {
+            self.amend(client, step, known.take(), ttl, |fence| fence.changes.extend(&changes)).await;
+        }
+    }
+
+    /// Changes the fence of a connection. Tried until it is written, or somebody else has taken a pass, or `ttl` is over, which
+    /// ends the pass too. `known`: what is there as far as the caller knows.
+    async fn amend(
+        &self,
+        client: Uuid,
+        step: u32,
+        mut known: Option<(Option<Fence>, u64)>,
+        ttl: Duration,
+        change: impl Fn(&mut Fence),
+    ) {
         let (key, end) = (register(client), Instant::now() + ttl);
-        let mut pause = SHORTEST_PAUSE;
+        let (mut pause, mut conflicts) = (SHORTEST_PAUSE, 0);
         while Instant::now() < end {
-            let put = self.ledger.put(&key, Some(confirmed.encode()), Some(won.revision), Some(ttl + FENCE_MARGIN));
-            match put.await {
-                Ok(_) | Err(LedgerError::Conflict { .. } | LedgerError::TooLarge { .. }) => return,
-                Err(error) => tracing::debug!(%error, "a resume was not confirmed yet"),
+            match self.try_amend(&key, step, known.take(), ttl, &change).await {
+                Ok(()) | Err(LedgerError::TooLarge { .. }) => return,
+                // The other writer of this connection, or a resume: look again.
+                Err(LedgerError::Conflict { .. }) if conflicts < 4 => conflicts += 1,
+                Err(error) => {
+                    tracing::debug!(%error, "a fence was not written yet");
+                    // Many come back at the same time: they must not all ask at the same time as well.
+                    tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
+                    pause = LONGEST_PAUSE.min(pause * 2);
+                }
             }
-            // Many come back at the same time: they must not all ask at the same time as well.
-            tokio::time::sleep(pause.mul_f64(rand::random_range(0.5..1.0))).await;
-            pause = LONGEST_PAUSE.min(pause * 2);
         }
     }
 }
@@ -206,3 +234,27 @@ impl Resume {
 fn register(client: Uuid) -> String {
     format!("{FENCES}{}", client.simple())
 }
+
+    async fn try_amend(
+        &self,
+        key: &str,
+        step: u32,
+        known: Option<(Option<Fence>, u64)>,
+        ttl: Duration,
+        change: &impl Fn(&mut Fence),
+    ) -> Result<(), LedgerError> {
+        let (fence, revision) = match known {
+            Some(known) => known,
+            None => match self.ledger.get(key).await? {
+                Some(record) => (record.value.as_deref().and_then(Fence::decode), record.revision),
+                None => (None, 0),
+            },
+        };
+        let mut fence = match fence {
+            Some(fence) if fence.step == step => fence,
+            None if step == 0 => Fence::untaken(),
+            _ => return Ok(()),
+        };
+        change(&mut fence);
+        self.ledger.put(key, Some(fence.encode()), Some(revision), Some(ttl + FENCE_MARGIN)).await.map(drop)
+    }

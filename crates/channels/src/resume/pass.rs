@@ -90,10 +90,7 @@ impl Pass {
         out.number(claims.subscriptions.len() as u64);
         for (channel, options) in &claims.subscriptions {
             out.bytes(channel.as_bytes());
-            out.bytes(&options.info);
-            out.bytes(&options.data);
-            out.number(options.expire_at);
-            out.overrides(&options.overrides);
+            out.options(options);
         }
         out.0
     }
@@ -121,30 +118,30 @@ impl Pass {
         let mut subscriptions = BTreeMap::new();
         for _ in 0..from.number()? {
             let channel = from.text()?;
-            let options = SubscribeOptions {
-                info: from.bytes()?,
-                data: from.bytes()?,
-                expire_at: from.number()?,
-                overrides: from.overrides()?,
-                since: None,
-            };
-            subscriptions.insert(channel, options);
+            subscriptions.insert(channel, from.options()?);
         }
         claims.subscriptions = subscriptions;
         from.0.is_empty().then_some(pass)
     }
 }
 
-struct Writer(Vec<u8>);
+pub(super) struct Writer(pub(super) Vec<u8>);
 
 impl Writer {
-    fn number(&mut self, number: u64) {
+    pub(super) fn number(&mut self, number: u64) {
         self.0.extend(number.to_le_bytes());
     }
 
-    fn bytes(&mut self, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, bytes: &[u8]) {
         self.0.extend((bytes.len() as u32).to_le_bytes());
         self.0.extend(bytes);
+    }
+
+    pub(super) fn options(&mut self, options: &SubscribeOptions) {
+        self.bytes(&options.info);
+        self.bytes(&options.data);
+        self.number(options.expire_at);
+        self.overrides(&options.overrides);
     }
 
     fn overrides(&mut self, it: &SubscribeOverrides) {
@@ -153,16 +150,16 @@ impl Writer {
     }
 }
 
-struct Reader<'a>(&'a [u8]);
+pub(super) struct Reader<'a>(pub(super) &'a [u8]);
 
 impl Reader<'_> {
-    fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
+    pub(super) fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         let (first, rest) = self.0.split_first_chunk::<N>()?;
         self.0 = rest;
         Some(*first)
     }
 
-    fn number(&mut self) -> Option<u64> {
+    pub(super) fn number(&mut self) -> Option<u64> {
         self.array().map(u64::from_le_bytes)
     }
 
@@ -173,8 +170,18 @@ impl Reader<'_> {
         Some(Bytes::copy_from_slice(first))
     }
 
-    fn text(&mut self) -> Option<String> {
+    pub(super) fn text(&mut self) -> Option<String> {
         String::from_utf8(self.bytes()?.to_vec()).ok()
+    }
+
+    pub(super) fn options(&mut self) -> Option<SubscribeOptions> {
+        Some(SubscribeOptions {
+            info: self.bytes()?,
+            data: self.bytes()?,
+            expire_at: self.number()?,
+            overrides: self.overrides()?,
+            since: None,
+        })
     }
 
     fn overrides(&mut self) -> Option<SubscribeOverrides> {

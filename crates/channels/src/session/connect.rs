@@ -139,6 +139,7 @@ impl Session {
             expire_at: admitted.expire_at,
             _counted: admitted.counted,
             unconfirmed: admitted.won.map(Box::new),
+            noted: None,
         }));
         self.outbox.open(frame);
         for established in admitted.established {
@@ -217,7 +218,7 @@ impl Newcomer {
         }
         let (expires, ttl) = time_to_live(claims.expire_at)?;
         let app = (std::mem::take(&mut request.name), std::mem::take(&mut request.version));
-        let step = grant.won.map_or(0, |won| won.fence.step);
+        let step = grant.won.as_ref().map_or(0, |won| won.fence.step);
         let mut identity = Identity::new(grant.client, claims, grant.token, app, step);
         let mut registered = Arc::new(identity.clone());
         if !node.registry.identify(*connection, &registered, settings.client.user_connection_limit) {
@@ -240,7 +241,13 @@ impl Newcomer {
             token: token_mark(&request.token),
             claims: grant.claims.clone(),
         };
-        let established = subscribe_all(&caller, &settings, grant.claims.subscriptions, request.subs).await?;
+        let mut subscriptions = grant.claims.subscriptions;
+        if let Some(channel) = settings.personal_channel(&registered.user)
+            && grant.won.as_ref().is_none_or(|won| !won.fence.changes.ended(&channel))
+        {
+            subscriptions.entry(channel).or_default();
+        }
+        let established = subscribe_all(&caller, &settings, subscriptions, request.subs).await?;
         let subs = established
             .iter()
             .map(|established| (established.subscription.channel().to_string(), established.result.clone()))
@@ -280,7 +287,7 @@ impl Newcomer {
             self.count(Resumed::Expired);
             return self.fresh(self.authenticate(settings, request).await?, request);
         }
-        let claims = if same { pass.claims.clone() } else { self.authenticate(settings, request).await? };
+        let mut claims = if same { pass.claims.clone() } else { self.authenticate(settings, request).await? };
         let token = pass.token != [0; 16] || !request.token.is_empty();
         let outcome = if claims.user != pass.claims.user {
             Err(Resumed::Foreign)
@@ -294,6 +301,7 @@ impl Newcomer {
                 self.count(Resumed::Accepted);
                 let generation = won.fence.generation.saturating_add(1);
                 let (client, nonce) = (pass.client, won.fence.successor);
+                won.fence.changes.apply(&mut claims.subscriptions, unix_now());
                 Ok(Grant { claims, token, client, generation, nonce, won: Some(won) })
             }
             Err(outcome) => {
@@ -349,12 +357,9 @@ async fn count(node: &Arc<crate::Node>, settings: &Compiled, identity: &Identity
 async fn subscribe_all(
     caller: &Caller,
     settings: &Compiled,
-    mut subscriptions: BTreeMap<String, SubscribeOptions>,
+    subscriptions: BTreeMap<String, SubscribeOptions>,
     mut positions: BTreeMap<String, SubscribeRequest>,
 ) -> Result<Vec<Established>, Failure> {
-    if let Some(channel) = settings.personal_channel(&caller.identity.user) {
-        subscriptions.entry(channel).or_default();
-    }
     let limit = settings.client.channel_limit;
     if limit > 0 && subscriptions.len() > limit {
         return Err(Disconnect::CHANNEL_LIMIT.into());

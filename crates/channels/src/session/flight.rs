@@ -12,16 +12,15 @@ use plenum_telemetry::Method;
 
 use super::connect::Admitted;
 use super::establish::{CatchUpOutcome, Established};
-use crate::ConnectionClaims;
-use crate::SubscriptionClaims;
 use crate::error::Failure;
+use crate::{ConnectionClaims, SubscribeOptions, SubscriptionClaims};
 
 /// A command that has ended, as the session takes it up.
 pub(super) enum Done {
     Connected { id: u32, outcome: Result<Box<Admitted>, Failure> },
     Replied { id: u32, method: Method, result: Result<ReplyResult, Failure> },
     Subscribed { id: u32, channel: Arc<str>, outcome: Result<Box<Established>, Failure> },
-    ServerSubscribed { channel: Arc<str>, outcome: Result<Box<Established>, Failure> },
+    ServerSubscribed { channel: Arc<str>, options: Box<SubscribeOptions>, outcome: Result<Box<Established>, Failure> },
     Refreshed { id: u32, outcome: Result<Box<ConnectionClaims>, Failure> },
     SubscriptionRefreshed { id: u32, channel: Arc<str>, outcome: Result<Box<SubscriptionClaims>, Failure> },
     CaughtUp { channel: Arc<str>, member: u64, outcome: CatchUpOutcome },

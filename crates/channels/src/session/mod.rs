@@ -28,7 +28,7 @@ use uuid::Uuid;
 use crate::error::Failure;
 use crate::limits::{Counted, Origin};
 use crate::node::unix_now;
-use crate::resume::{Resumption, Won};
+use crate::resume::{Noted, Resumption, Won};
 use crate::{ConnectionClaims, Link, Node, Outbox};
 use flight::{Done, Flight};
 use subscriptions::{Fate, Subscription, Subscriptions};
@@ -144,6 +144,8 @@ struct Connected {
     _counted: Option<Counted>,
     /// A resume whose success no pong has shown yet.
     unconfirmed: Option<Box<Won>>,
+    /// What the server API changed of its subscriptions; `None`: nothing.
+    noted: Option<Arc<Noted>>,
 }
 
 /// What futures of a session work with.
@@ -344,7 +346,7 @@ impl Session {
             Done::Connected { id, outcome } => self.connected(id, outcome),
             Done::Replied { id, method, result } => self.reply(id, method, result),
             Done::Subscribed { id, channel, outcome } => self.subscribed(id, &channel, outcome),
-            Done::ServerSubscribed { channel, outcome } => self.server_subscribed(&channel, outcome),
+            Done::ServerSubscribed { channel, options, outcome } => self.server_subscribed(&channel, *options, outcome),
             Done::SubscriptionRefreshed { id, channel, outcome } => {
                 self.subscription_refreshed(id, &channel, outcome);
             }

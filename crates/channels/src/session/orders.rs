@@ -41,10 +41,10 @@ impl Session {
                 let unsubscribed = Unsubscribed { code: *code, reason: reason.clone().into() };
                 if channel.is_empty() {
                     for channel in self.channels() {
-                        self.end_subscription(&channel, &unsubscribed);
+                        self.unsubscribe_by_server(&channel, &unsubscribed);
                     }
                 } else {
-                    self.end_subscription(channel, &unsubscribed);
+                    self.unsubscribe_by_server(channel, &unsubscribed);
                 }
             }
             Order::Refresh { expired, expire_at, info, .. } => {
@@ -52,6 +52,29 @@ impl Session {
             }
             // Closes the outbox where the order arrives.
             Order::Disconnect { .. } => {}
+        }
+    }
+
+    fn unsubscribe_by_server(&mut self, channel: &str, unsubscribed: &Unsubscribed) {
+        // What the client asked for it does not ask for again.
+        if self.subscription(channel).is_some_and(|subscription| subscription.server_side) {
+            self.note(channel, None);
+        }
+        self.end_subscription(channel, unsubscribed);
+    }
+
+    /// A resume shall know of it.
+    fn note(&mut self, channel: &str, options: Option<SubscribeOptions>) {
+        let settings = self.node.settings();
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        if !settings.client.resume.enabled {
+            return;
+        }
+        let noted = connected.noted.get_or_insert_default().clone();
+        if noted.add(channel, options) {
+            let (resume, client, step, ttl) =
+                (self.node.resume.clone(), self.client, connected.identity.step, settings.client.resume.ttl);
+            tokio::spawn(async move { resume.note(client, step, &noted, ttl).await });
         }
     }
 
@@ -109,7 +132,7 @@ impl Session {
         if connected.subscriptions.len() + under_way >= settings.client.channel_limit {
             return self.close(Disconnect::CHANNEL_LIMIT);
         }
-        let plan = match server_plan(&settings, channel, options, None, settings.client.recovery_max_bytes) {
+        let plan = match server_plan(&settings, channel, options.clone(), None, settings.client.recovery_max_bytes) {
             Ok(plan) => plan,
             Err(_) => return,
         };
@@ -134,17 +157,25 @@ impl Session {
             })
             .await
             .map(Box::new);
-            Done::ServerSubscribed { channel, outcome }
+            Done::ServerSubscribed { channel, options: Box::new(options), outcome }
         };
         flight.push(future.boxed());
     }
 
-    pub(super) fn server_subscribed(&mut self, channel: &str, outcome: Result<Box<Established>, Failure>) {
+    pub(super) fn server_subscribed(
+        &mut self,
+        channel: &str,
+        options: SubscribeOptions,
+        outcome: Result<Box<Established>, Failure>,
+    ) {
         if let Some(flight) = &mut self.flight {
             flight.finish(channel);
         }
         match outcome {
-            Ok(established) => self.adopt(established.subscription),
+            Ok(established) => {
+                self.note(channel, Some(options));
+                self.adopt(established.subscription);
+            }
             Err(Failure::Disconnect(disconnect)) => self.close(disconnect),
             Err(Failure::Error(error)) => {
                 tracing::warn!(client = %self.client, code = error.code, "a server-side subscription failed");

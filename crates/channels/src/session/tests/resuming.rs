@@ -173,6 +173,61 @@ async fn who_was_refreshed_resumes_past_the_expiry_of_the_first_token() {
     assert_eq!((outcomes(&one, Resume::Expired), outcomes(&other, Resume::Expired)), (0, 0));
 }
 
+/// The pass was sealed before: what the API ended must not come back with it, and what it made must not be lost.
+#[tokio::test(start_paused = true)]
+async fn what_the_api_subscribed_and_unsubscribed_holds_over_resumes() {
+    for away in [false, true] {
+        let ledger = Arc::new(Failing(MemoryLedger::new(), AtomicBool::new(false), AtomicUsize::new(0)));
+        let mut cluster = Cluster::on(ledger.clone());
+        let (one, other) = (cluster.replica(settings()), cluster.replica(settings()));
+        let (mut client, first, pass) = Client::connect_with(&one, "anna;subs=log:a,log:b", "").await;
+        ledger.1.store(away, Ordering::SeqCst);
+        let target = crate::Target { user: "anna".into(), ..crate::Target::default() };
+        let code = plenum_protocol::codes::Unsubscribed { code: 2000, reason: "".into() };
+        let options = SubscribeOptions { data: "1".into(), ..SubscribeOptions::default() };
+        other.subscribe(target.clone(), "log:c", options).await.unwrap();
+        assert_eq!(client.push().await.channel, "log:c");
+        other.unsubscribe(target.clone(), "log:a", code.clone()).await.unwrap();
+        assert_eq!(client.push().await.channel, "log:a");
+        client.end(LOST);
+        if away {
+            tokio::time::sleep(Duration::from_secs(5)).await;
+            ledger.1.store(false, Ordering::SeqCst);
+        }
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        // Its reply is lost: the same pass comes again.
+        let (_, lost, _) = Client::connect_with(&other, "", &pass).await;
+        assert_eq!((&lost.client, channels(&lost)), (&first.client, vec!["log:b", "log:c"]), "away: {away}");
+        let (mut client, again, pass) = Client::connect_with(&other, "", &pass).await;
+        assert_eq!((&again.client, channels(&again)), (&first.client, vec!["log:b", "log:c"]));
+        assert_eq!(again.subs["log:c"].data, "1");
+        confirm(&mut client).await;
+        one.unsubscribe(target, "", code).await.unwrap();
+        client.idle(1).await;
+        client.end(LOST);
+        // The token of the first connect, which grants log:a and log:b.
+        let (_client, third, _) = Client::connect_with(&one, "anna;subs=log:a,log:b", &pass).await;
+        assert_eq!((&third.client, channels(&third)), (&first.client, vec![]));
+    }
+}
+
+/// More changes than a register holds: what the connection was is not known any more.
+#[tokio::test(start_paused = true)]
+async fn who_was_changed_too_much_connects_anew() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let (mut client, first, pass) = Client::connect_with(&node, "anna", "").await;
+    let target = crate::Target { user: "anna".into(), ..crate::Target::default() };
+    let options = SubscribeOptions { data: Bytes::from(format!("\"{}\"", "x".repeat(4000))), ..Default::default() };
+    node.subscribe(target, "log:a", options).await.unwrap();
+    assert_eq!(client.push().await.channel, "log:a");
+    client.idle(1).await;
+    client.end(LOST);
+    let (_client, again, _) = Client::connect_with(&node, "anna", &pass).await;
+    assert_ne!(again.client, first.client);
+    assert_eq!((channels(&again), outcomes(&node, Resume::Outdated)), (vec![], 1));
+}
+
 #[tokio::test(start_paused = true)]
 async fn two_tabs_are_two_sessions() {
     let mut cluster = Cluster::new();
