@@ -62,8 +62,17 @@ impl Client {
 
     /// Executes on the primary of the call's slot: at most once, unless the call says that it may be repeated.
     pub async fn call(&self, call: Call) -> Result<Value, CallError> {
+        self.call_by(self.deadline(), call).await
+    }
+
+    /// When a call that begins now ends at the latest; for several calls that share one deadline.
+    pub(crate) fn deadline(&self) -> Instant {
+        Instant::now() + self.inner.deadline
+    }
+
+    pub(crate) async fn call_by(&self, deadline: Instant, call: Call) -> Result<Value, CallError> {
         let started = Instant::now();
-        let result = self.until(&call, started + self.inner.deadline, false).await;
+        let result = self.until(&call, deadline, None).await;
         self.inner.shared.metrics.called(self.inner.purpose, result.as_ref().err(), started.elapsed());
         result
     }
@@ -71,18 +80,21 @@ impl Client {
     /// Executes many calls, those for the same server in one write; answers in the order of the calls. What was not
     /// executed (moved slots, a script to load, a server that was away) is repeated one by one until the deadline.
     pub async fn call_all(&self, calls: Vec<Call>) -> Vec<Result<Value, CallError>> {
+        self.call_all_by(self.deadline(), calls).await
+    }
+
+    pub(crate) async fn call_all_by(&self, deadline: Instant, calls: Vec<Call>) -> Vec<Result<Value, CallError>> {
         let started = Instant::now();
-        let deadline = started + self.inner.deadline;
         let slots = self.inner.shared.slots.borrow().clone();
         let mut groups: HashMap<Address, Vec<usize>> = HashMap::new();
-        let mut later: Vec<(usize, bool)> = Vec::new();
+        let mut later: Vec<(usize, Option<Failure>)> = Vec::new();
         for (place, call) in calls.iter().enumerate() {
             match slots.owner(call.slot) {
                 Some(node) => groups.entry(node.address.clone()).or_default().push(place),
-                None => later.push((place, false)),
+                None => later.push((place, None)),
             }
         }
-        let calls = &calls;
+        let (calls, limit) = (&calls, self.limit(deadline));
         let sent = groups.into_iter().map(|(address, places)| async move {
             let link = self.inner.link(&address);
             let Some(_room) = link.enter() else {
@@ -90,7 +102,7 @@ impl Client {
                 return places.into_iter().map(|place| (place, failure())).collect();
             };
             let wires = places.iter().map(|place| calls[*place].wire(false)).collect();
-            places.into_iter().zip(link.send_all(wires).await).collect::<Vec<_>>()
+            places.into_iter().zip(link.send_all(wires, limit).await).collect::<Vec<_>>()
         });
         let mut answers: Vec<Option<Result<Value, CallError>>> = vec![None; calls.len()];
         for (place, answer) in join_all(sent).await.into_iter().flatten() {
@@ -102,14 +114,14 @@ impl Client {
                     Some(Err(CallError::Indeterminate { reason }))
                 }
                 Err(failure) => {
-                    later.push((place, failure == Failure::Reply(Reply::NoScript)));
+                    later.push((place, Some(failure)));
                     None
                 }
             };
         }
         let again = later
             .into_iter()
-            .map(|(place, whole)| async move { (place, self.until(&calls[place], deadline, whole).await) });
+            .map(|(place, before)| async move { (place, self.until(&calls[place], deadline, before).await) });
         let mut again = stream::iter(again).buffer_unordered(REPEATED_AT_ONCE);
         while let Some((place, answer)) = again.next().await {
             answers[place] = Some(answer);
@@ -160,14 +172,17 @@ impl Client {
         slots.primaries().iter().map(|node| state(&node.address)).collect()
     }
 
-    async fn until(&self, call: &Call, deadline: Instant, whole: bool) -> Result<Value, CallError> {
-        let mut course = Course { whole, redirect: None, redirections: 0, sent: false };
-        let mut pause = FIRST_PAUSE;
-        let mut room = None;
+    /// Goes on from the failure of an attempt `before`.
+    async fn until(&self, call: &Call, deadline: Instant, before: Option<Failure>) -> Result<Value, CallError> {
+        let mut course = Course { whole: false, redirect: None, redirections: 0, sent: false };
+        let (mut pause, mut room, mut before) = (FIRST_PAUSE, None, before);
         loop {
-            let failure = match self.attempt(call, &mut course, deadline, &mut room).await {
-                Ok(value) => return Ok(value),
-                Err(failure) => failure,
+            let failure = match before.take() {
+                Some(failure) => failure,
+                None => match self.attempt(call, &mut course, deadline, &mut room).await {
+                    Ok(value) => return Ok(value),
+                    Err(failure) => failure,
+                },
             };
             if !matches!(failure, Failure::Reply(Reply::NoScript | Reply::Ask(_) | Reply::Final(_))) {
                 self.inner.shared.wanted.notify_one();
@@ -204,8 +219,12 @@ impl Client {
         if room.is_none() {
             *room = Some(link.enter().ok_or_else(|| Failure::Full(full(&address)))?);
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        link.send(call.wire(course.whole), asking, left.min(shared.config.command_timeout)).await
+        link.send(call.wire(course.whole), asking, self.limit(deadline)).await
+    }
+
+    /// Longest wait for the answer to one attempt that begins now; nothing when the deadline is over.
+    fn limit(&self, deadline: Instant) -> Duration {
+        deadline.saturating_duration_since(Instant::now()).min(self.inner.shared.config.command_timeout)
     }
 }
 

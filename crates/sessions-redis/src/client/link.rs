@@ -11,13 +11,13 @@ use fred::error::{Error, ErrorKind};
 use fred::interfaces::{ClientLike, EventInterface};
 use fred::types::config::{
     Config, ConnectionConfig, Options, PerformanceConfig, ReconnectPolicy, Server, ServerConfig, TcpConfig,
-    TlsConnector,
+    TlsConnector, UnresponsiveConfig,
 };
 use fred::types::{ClusterHash, ConnectHandle, CustomCommand, RespVersion, Value};
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 
 use super::error::{Failure, Reply};
 use super::{Address, Purpose, RedisConfig, RedisMetrics};
@@ -26,6 +26,8 @@ use super::{Address, Purpose, RedisConfig, RedisMetrics};
 /// span some time: a server that was held up for a moment leaves all calls without an answer that were under way.
 const TIMEOUTS_UNTIL_REPLACED: u32 = 3;
 const SILENCE_UNTIL_REPLACED: Duration = Duration::from_secs(1);
+/// Silence after the last write of a connection that ends it; the system would try a lost host for a quarter of an hour.
+const SILENT_FOR: Duration = Duration::from_secs(3);
 /// Wait between attempts to connect, plus up to as much jitter.
 const RECONNECT_DELAY_MS: u32 = 100;
 
@@ -94,30 +96,30 @@ impl Link {
         self.driven.load().client.is_connected()
     }
 
-    /// Sends one command, or with `asking` the two that a moving slot needs.
-    pub async fn send(&self, command: Wire, asking: bool, timeout: Duration) -> Result<Value, Failure> {
-        let driven = self.ready()?;
+    /// Sends one command, or with `asking` the two that a moving slot needs; sends nothing when `limit` is nothing.
+    pub async fn send(&self, command: Wire, asking: bool, limit: Duration) -> Result<Value, Failure> {
+        let driven = self.ready(limit)?;
         let result = if asking {
             let asking = Wire { name: "ASKING", arguments: Vec::new() };
-            let mut answers = pipelined(&driven.client, vec![asking, command]).await;
+            let mut answers = pipelined(&driven.client, vec![asking, command], limit).await;
             answers.pop().unwrap_or_else(|| Err(Error::new(ErrorKind::Protocol, "no answer")))
         } else {
             let options =
-                Options { timeout: Some(timeout), max_attempts: Some(1), fail_fast: true, ..Options::default() };
+                Options { timeout: Some(limit), max_attempts: Some(1), fail_fast: true, ..Options::default() };
             driven.client.with_options(&options).custom(custom(command.name), command.arguments).await
         };
         self.judge(&driven, &result);
         result.map_err(|error| self.failure(&error))
     }
 
-    /// Sends commands in one write; one answer for each.
-    pub async fn send_all(&self, commands: Vec<Wire>) -> Vec<Result<Value, Failure>> {
+    /// Sends commands in one write; one answer for each. Sends nothing when `limit` is nothing.
+    pub async fn send_all(&self, commands: Vec<Wire>, limit: Duration) -> Vec<Result<Value, Failure>> {
         let count = commands.len();
-        let driven = match self.ready() {
+        let driven = match self.ready(limit) {
             Ok(driven) => driven,
             Err(failure) => return vec![Err(failure); count],
         };
-        let mut answers = pipelined(&driven.client, commands).await;
+        let mut answers = pipelined(&driven.client, commands, limit).await;
         if answers.len() != count {
             // A failed pipeline answers once for all.
             let error = answers.pop().and_then(Result::err);
@@ -130,7 +132,11 @@ impl Link {
         answers.into_iter().map(|answer| answer.map_err(|error| self.failure(&error))).collect()
     }
 
-    fn ready(&self) -> Result<Arc<Driven>, Failure> {
+    fn ready(&self, limit: Duration) -> Result<Arc<Driven>, Failure> {
+        // fred takes a limit of nothing for none, and waits for ever.
+        if limit.is_zero() {
+            return Err(Failure::NotSent(format!("no time was left for {}", self.address)));
+        }
         let driven = self.driven.load_full();
         if driven.driver.is_finished() {
             self.replace(&driven);
@@ -196,14 +202,18 @@ fn custom(name: &'static str) -> CustomCommand {
     CustomCommand::new_static(name, ClusterHash::FirstKey, false)
 }
 
-async fn pipelined(client: &Fred, commands: Vec<Wire>) -> Vec<Result<Value, Error>> {
+/// fred's own limit for a pipeline is that of the configuration, whatever the call still has.
+async fn pipelined(client: &Fred, commands: Vec<Wire>, limit: Duration) -> Vec<Result<Value, Error>> {
     let pipeline = client.pipeline();
     for command in commands {
         if let Err(error) = pipeline.custom::<Value, _>(custom(command.name), command.arguments).await {
             return vec![Err(error)];
         }
     }
-    pipeline.try_all().await
+    match timeout(limit, pipeline.try_all()).await {
+        Ok(answers) => answers,
+        Err(_) => vec![Err(Error::new(ErrorKind::Timeout, "Request timed out."))],
+    }
 }
 
 fn drive(address: &Address, purpose: Purpose, config: &RedisConfig, metrics: &Arc<RedisMetrics>) -> Driven {
@@ -227,6 +237,8 @@ fn drive(address: &Address, purpose: Purpose, config: &RedisConfig, metrics: &Ar
         max_command_buffer_len: config.max_in_flight.saturating_mul(2).max(64),
         disable_cluster_health_check: true,
         tcp: TcpConfig { nodelay: Some(true), ..TcpConfig::default() },
+        // Where calls are rare, three of them without an answer would take long.
+        unresponsive: UnresponsiveConfig { max_timeout: Some(SILENT_FOR), interval: SILENT_FOR / 3 },
         ..ConnectionConfig::default()
     };
     let mut policy = ReconnectPolicy::new_constant(0, RECONNECT_DELAY_MS);

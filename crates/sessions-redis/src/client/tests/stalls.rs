@@ -106,3 +106,68 @@ async fn one_short_stall_replaces_no_connection() {
     patiently(&client, add(&key, 1)).await;
     assert_eq!(redis.metrics().replacements(Purpose::Presence), 0);
 }
+
+/// Repetitions of a large batch take turns: those whose turn comes at the deadline end there, and wait for nothing.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_large_batch_ends_at_its_deadline() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let (client, key) = (redis.client(Purpose::Presence), key(&redis, "a"));
+    patiently(&client, add(&key, 1)).await;
+    server.pause().unwrap();
+    let calls =
+        (0..200).map(|_| add(&key, 1).repeatable()).chain((0..200).map(|_| Call::command("GET", &key, []).reading()));
+    let started = Instant::now();
+    let batch = tokio::time::timeout(Duration::from_secs(30), client.call_all(calls.collect()));
+    let answers = batch.await.expect("every call ends");
+    assert!(started.elapsed() < Duration::from_millis(2500), "{:?}", started.elapsed());
+    let (writes, reads) = answers.split_at(200);
+    assert!(writes.iter().all(|one| matches!(one, Err(CallError::Indeterminate { .. }))), "{writes:?}");
+    assert!(reads.iter().all(|one| matches!(one, Err(CallError::Unavailable { .. }))), "{reads:?}");
+}
+
+/// The deadline of a call holds for a whole batch and for the server that a moving slot goes to, however long one attempt may
+/// take.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_deadline_holds_for_batches_and_moving_slots() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let redis = open(RedisConfig { command_timeout: Duration::from_secs(25), ..cluster.config() });
+    let (client, key) = (redis.client(Purpose::Presence), key_of(&redis, &cluster, 0).await);
+    patiently(&client, add(&key, 1)).await;
+    cluster.begin_move(key.slot(), 1).await.unwrap();
+    let absent = redis.keys().part("test", &redis.keys().tag_in(|slot| slot == key.slot()).unwrap(), "absent");
+    patiently(&client, add(&absent, 1)).await;
+    cluster.servers[1].pause().unwrap();
+    let started = Instant::now();
+    let asked = client.call(add(&absent, 1)).await;
+    assert!(matches!(asked, Err(CallError::Indeterminate { .. })), "{asked:?}");
+    assert!(started.elapsed() < Duration::from_secs(10), "asking: {:?}", started.elapsed());
+    cluster.servers[0].pause().unwrap();
+    let started = Instant::now();
+    let answers = client.call_all(vec![add(&key, 1), Call::command("GET", &key, []).reading()]).await;
+    assert!(
+        matches!(&answers[..], [Err(CallError::Indeterminate { .. }), Err(CallError::Unavailable { .. })]),
+        "{answers:?}"
+    );
+    assert!(started.elapsed() < Duration::from_secs(10), "a batch: {:?}", started.elapsed());
+}
+
+/// One call is enough to find out that nobody is at the other end: the next ones find a new connection or none.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_silent_connection_is_given_up_after_one_call() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let (client, key) = (redis.client(Purpose::Presence), key(&redis, "a"));
+    patiently(&client, add(&key, 1)).await;
+    assert!(client.servers()[0].connected);
+    server.pause().unwrap();
+    assert!(client.call(add(&key, 1)).await.is_err());
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while client.servers()[0].connected {
+        assert!(Instant::now() < deadline, "the connection is kept");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    assert_eq!(redis.metrics().replacements(Purpose::Presence), 0, "nothing else had given it up");
+    server.resume().unwrap();
+    patiently(&client, add(&key, 1)).await;
+}
