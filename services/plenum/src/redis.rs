@@ -16,8 +16,6 @@ use crate::config::{self, RedisMode};
 
 /// Counts that nobody renews are gone after this.
 const QUOTA_LIFE: Duration = Duration::from_secs(3600);
-/// Hash slots of a Redis Cluster.
-const SLOTS: usize = 16_384;
 
 /// One process's side of Redis.
 pub struct Redis {
@@ -55,11 +53,7 @@ impl Dependency for Redis {
     }
 
     fn trouble(&self) -> Option<String> {
-        match self.client.slots().covered() {
-            SLOTS => None,
-            0 => Some("no contact".into()),
-            covered => Some(format!("{} of {SLOTS} slots have no primary", SLOTS - covered)),
-        }
+        self.client.trouble()
     }
 }
 

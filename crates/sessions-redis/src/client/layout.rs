@@ -25,16 +25,23 @@ pub struct Slots {
     owners: Box<[u16]>,
     /// All nodes, replicas too, with their ids: whom to ask next time.
     members: Vec<(String, Address)>,
+    /// Ids of nodes that the cluster takes for dead, or that everybody who was asked suspects.
+    failed: Vec<String>,
 }
 
 impl Slots {
     pub(super) fn unknown() -> Self {
-        Slots { nodes: Vec::new(), owners: vec![NOBODY; usize::from(SLOTS)].into(), members: Vec::new() }
+        Slots {
+            nodes: Vec::new(),
+            owners: vec![NOBODY; usize::from(SLOTS)].into(),
+            members: Vec::new(),
+            failed: Vec::new(),
+        }
     }
 
     pub(super) fn standalone(address: Address) -> Self {
         let node = Arc::new(Node { id: String::new(), address, epoch: 0 });
-        Slots { nodes: vec![node], owners: vec![0; usize::from(SLOTS)].into(), members: Vec::new() }
+        Slots { nodes: vec![node], owners: vec![0; usize::from(SLOTS)].into(), members: Vec::new(), failed: Vec::new() }
     }
 
     /// Who serves this slot; `None` while nobody is known to.
@@ -50,6 +57,12 @@ impl Slots {
     /// Number of slots that somebody serves.
     pub fn covered(&self) -> usize {
         self.owners.iter().filter(|owner| **owner != NOBODY).count()
+    }
+
+    /// The same without those whose primary is taken for dead; they wait for another one.
+    pub fn served(&self) -> usize {
+        let dead: Vec<bool> = self.nodes.iter().map(|node| self.failed.contains(&node.id)).collect();
+        self.owners.iter().filter(|owner| dead.get(usize::from(**owner)) == Some(&false)).count()
     }
 
     pub(super) fn members(&self) -> impl Iterator<Item = &Address> {
@@ -90,11 +103,17 @@ impl Slots {
     pub(super) fn merged(answers: &[(Address, String)], named: bool) -> Self {
         let mut slots = Slots::unknown();
         let mut claims = vec![0u64; usize::from(SLOTS)];
+        let mut suspected: Vec<String> = Vec::new();
         for (asked, text) in answers {
             for line in text.lines().filter_map(|line| Line::parse(line, asked, named)) {
                 let member = (line.node.id.clone(), line.node.address.clone());
                 if !slots.members.contains(&member) {
                     slots.members.push(member);
+                }
+                match line.health {
+                    Health::Good => {}
+                    Health::Suspected => suspected.push(line.node.id.clone()),
+                    Health::Failed => suspected.extend(vec![line.node.id.clone(); answers.len()]),
                 }
                 if line.primary {
                     slots.claim(line, &mut claims);
@@ -102,6 +121,10 @@ impl Slots {
             }
         }
         slots.drop_slotless();
+        let by_all = |id: &&String| suspected.iter().filter(|one| one == id).count() >= answers.len();
+        slots.failed = suspected.iter().filter(by_all).cloned().collect();
+        slots.failed.sort_unstable();
+        slots.failed.dedup();
         slots
     }
 
@@ -145,7 +168,15 @@ impl std::fmt::Debug for Slots {
 struct Line {
     node: Node,
     primary: bool,
+    health: Health,
     ranges: Vec<(u16, u16)>,
+}
+
+/// What a node holds of another: one that is silent is suspected (`fail?`), and has failed once most primaries suspect it.
+enum Health {
+    Good,
+    Suspected,
+    Failed,
 }
 
 impl Line {
@@ -173,7 +204,12 @@ impl Line {
             Some((first.parse().ok()?, last.parse().ok()?))
         });
         let node = Node { id: id.into(), address: Address::new(host, port.parse().ok()?), epoch };
-        Some(Line { node, primary: flags.contains(&"master"), ranges: ranges.collect() })
+        let health = match () {
+            () if flags.contains(&"fail") => Health::Failed,
+            () if flags.contains(&"fail?") => Health::Suspected,
+            () => Health::Good,
+        };
+        Some(Line { node, primary: flags.contains(&"master"), health, ranges: ranges.collect() })
     }
 }
 
@@ -220,6 +256,22 @@ mod tests {
         );
         assert_eq!(merged(&["rubbish\n\n- - -"]).covered(), 0);
         assert_eq!(merged(&["aa h:1@2 master - 0 0 1 connected 16000-60000"]).covered(), 384);
+    }
+
+    #[test]
+    fn slots_of_a_dead_primary_are_not_served() {
+        let view = |of_a: &str, of_b: &str| {
+            format!("aa 10.0.0.1:1@2 {of_a} - 0 0 1 connected 0-99\nbb 10.0.0.2:1@2 {of_b} - 0 0 2 connected 100-16383")
+        };
+        let served = |answers: &[&str]| (merged(answers).covered(), merged(answers).served());
+        let (good, failed) = (view("myself,master", "master"), view("master,fail", "myself,master"));
+        let (suspects_a, suspects_b) = (view("master,fail?", "myself,master"), view("myself,master", "master,fail?"));
+        assert_eq!(served(&[&good, &good]), (16_384, 16_384));
+        assert_eq!(served(&[&good, &failed]), (16_384, 16_284), "most primaries say so");
+        assert_eq!(served(&[&suspects_a]), (16_384, 16_284), "all who answer say so");
+        assert_eq!(served(&[&suspects_a, &suspects_b]), (16_384, 16_384), "each is cut off from the other");
+        let after = view("master,fail", "myself,master").replace(" 0-99", "").replace("100-", "0-");
+        assert_eq!(served(&[&after]), (16_384, 16_384), "another one has the slots");
     }
 
     #[test]

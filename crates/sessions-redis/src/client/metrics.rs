@@ -23,7 +23,7 @@ pub struct RedisMetrics {
     purposes: Vec<PerPurpose>,
     /// Primaries that serve slots.
     pub(super) primaries: IntGauge,
-    /// Slots that a known primary serves.
+    /// Slots whose primary is there, as far as is known; none while no server answers.
     pub(super) slots: IntGauge,
     /// Changes of the layout seen.
     pub(super) layout_changes: IntCounter,
@@ -48,7 +48,10 @@ impl RedisMetrics {
         let connects = per("plenum_redis_connects_total", "Connections made to Redis servers.")?;
         let replaced = per("plenum_redis_connections_replaced_total", "Connections given up because calls timed out.")?;
         let primaries = IntGauge::new("plenum_redis_primaries", "Redis servers that serve slots.")?;
-        let slots = IntGauge::new("plenum_redis_slots", "Slots that a known primary serves; 16384 when all is well.")?;
+        let slots = IntGauge::new(
+            "plenum_redis_slots",
+            "Slots whose primary is there, as far as is known; 16384 when all is well.",
+        )?;
         let layout_changes = IntCounter::new("plenum_redis_layout_changes_total", "Changes of the cluster's layout.")?;
         let went_back = IntCounter::new(
             "plenum_sessions_went_back_total",

@@ -125,6 +125,67 @@ async fn too_many_calls_under_way_fail_at_once() {
     }
 }
 
+/// Waits until what is said of Redis is as wanted.
+async fn said(redis: &Redis, wanted: impl Fn(Option<&str>) -> bool) {
+    let started = Instant::now();
+    loop {
+        let said = redis.trouble();
+        if wanted(said.as_deref()) {
+            return;
+        }
+        assert!(started.elapsed() < Duration::from_secs(60), "{said:?}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_is_away_is_told() {
+    let mut server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    said(&redis, |trouble| trouble.is_none()).await;
+    for frozen in [true, false] {
+        if frozen {
+            server.pause().unwrap();
+        } else {
+            server.kill().unwrap();
+        }
+        said(&redis, |trouble| trouble.is_some_and(|trouble| trouble.starts_with("no answer for"))).await;
+        let started = Instant::now();
+        while redis.metrics().slots.get() != 0 {
+            assert!(started.elapsed() < Duration::from_secs(60), "the gauge stays");
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+        if frozen {
+            server.resume().unwrap();
+        } else {
+            server.restart().await.unwrap();
+        }
+        said(&redis, |trouble| trouble.is_none()).await;
+    }
+}
+
+/// Without replicas nobody takes the slots over: first one primary is dead, then two, so that nobody can say so any more, then
+/// all.
+#[tokio::test]
+async fn primaries_that_are_away_are_told() {
+    let options = ClusterOptions { replicas: 0, ..ClusterOptions::default() };
+    let mut cluster = RedisCluster::start_with(&options).await.unwrap();
+    let redis = open(cluster.config());
+    said(&redis, |trouble| trouble.is_none()).await;
+    let lost = |thirds: usize| {
+        move |trouble: Option<&str>| {
+            let slots = trouble.and_then(|trouble| trouble.strip_suffix(" of 16384 slots have no primary"));
+            slots.and_then(|slots| slots.parse().ok()).is_some_and(|slots: usize| slots / 5400 == thirds)
+        }
+    };
+    cluster.servers[0].kill().unwrap();
+    said(&redis, lost(1)).await;
+    cluster.servers[1].kill().unwrap();
+    said(&redis, lost(2)).await;
+    cluster.servers[2].kill().unwrap();
+    said(&redis, |trouble| trouble.is_some_and(|trouble| trouble.starts_with("no answer for"))).await;
+}
+
 #[tokio::test]
 async fn moved_and_moving_slots_are_followed() {
     let cluster = RedisCluster::start().await.unwrap();
