@@ -194,29 +194,38 @@ impl Inner {
     async fn write_again(&self, own: Incarnation, until: Instant) {
         let mut left = self.held.lock().state().1;
         while left > 0 && Instant::now() < until {
-            let (mut places, mut calls) = (Vec::new(), Vec::new());
             let doubtful = self.held.lock().take_doubts(left.min(AT_ONCE));
             left = if doubtful.is_empty() { 0 } else { left - doubtful.len() };
-            for place in doubtful {
-                let (version, members) = self.held.lock().members(&place);
-                let base = self.base(&place);
-                let mut pieces: Vec<&[Box<str>]> = members.chunks(MEMBERS_AT_ONCE).collect();
-                if pieces.is_empty() {
-                    pieces.push(&[]);
-                }
-                for (n, piece) in pieces.into_iter().enumerate() {
-                    let replaces = if n == 0 { "1" } else { "0" };
-                    let head = [text(&incarnation(own)), Value::Integer(self.life.as_millis() as i64), text(replaces)];
-                    let arguments = head.into_iter().chain(piece.iter().map(|member| text(member)));
-                    calls.push(Call::script(&HOLD, &[&base], arguments).repeatable());
-                    places.push((place.clone(), version));
-                }
+            self.write_some(own, doubtful).await;
+        }
+    }
+
+    /// The first piece of a quota replaces what is there and may be repeated: the next one is not sent before it was written.
+    async fn write_some(&self, own: Incarnation, places: Vec<Place>) {
+        let with_members = |place: Place| {
+            let (version, members) = self.held.lock().members(&place);
+            (place, version, members)
+        };
+        let mut writing: Vec<_> = places.into_iter().map(with_members).collect();
+        for first in (0..).step_by(MEMBERS_AT_ONCE) {
+            if writing.is_empty() {
+                return;
             }
-            let answers = self.background.call_all(calls).await;
+            let calls = writing.iter().map(|(place, _, members)| {
+                let replaces = if first == 0 { "1" } else { "0" };
+                let head = [text(&incarnation(own)), Value::Integer(self.life.as_millis() as i64), text(replaces)];
+                let piece = members.iter().skip(first).take(MEMBERS_AT_ONCE);
+                let arguments = head.into_iter().chain(piece.map(|member| text(member)));
+                Call::script(&HOLD, &[&self.base(place)], arguments).repeatable()
+            });
+            let answers = self.background.call_all(calls.collect()).await;
             let mut held = self.held.lock();
-            for ((place, version), answer) in places.into_iter().zip(answers) {
-                // Who came or left meanwhile is not in what was written.
-                if answer.is_err() || held.version(&place) != version {
+            let answered = std::mem::take(&mut writing).into_iter().zip(answers);
+            for ((place, version, members), answer) in answered {
+                if answer.is_ok() && members.len() > first + MEMBERS_AT_ONCE {
+                    writing.push((place, version, members));
+                } else if answer.is_err() || held.version(&place) != version {
+                    // Who came or left meanwhile is not in what was written.
                     held.doubt(place);
                 }
             }

@@ -12,7 +12,7 @@ use tokio::time::sleep;
 
 use super::*;
 use crate::client::{RedisConfig, RedisMetrics};
-use crate::testing::{RedisCluster, RedisServer};
+use crate::testing::{RedisCluster, RedisServer, Reply};
 
 const USER: Quota = Quota::UserConnections;
 const HOUR: Duration = Duration::from_secs(3600);
@@ -152,6 +152,34 @@ async fn counts_are_renewed_while_they_are_held() {
         keys.list().is_empty()
     })
     .await;
+}
+
+/// A quota with many members is written in pieces: the first, which replaces what is there, is there before the next is sent,
+/// also where it has to be sent twice.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn pieces_of_a_large_quota_are_written_in_their_order() {
+    let server = RedisServer::start().await.unwrap();
+    let (_sides, replicas) = replicas(&server.config(), 1, HOUR).await;
+    let inner = &replicas[0].inner;
+    let place: Place = (Quota::ChannelSubscribers, "hall".into());
+    let base = inner.base(&place);
+    for setting in [["slowlog-log-slower-than", "0"], ["slowlog-max-len", "100000"]] {
+        server.ask(&["CONFIG", "SET", setting[0], setting[1]]).await.unwrap();
+    }
+    server.ask(&["SCRIPT", "FLUSH"]).await.unwrap();
+    {
+        let mut held = inner.held.lock();
+        (0..9_000).for_each(|n| held.enter(&place, &n.to_string(), base.slot()));
+        held.doubt(place.clone());
+    }
+    let mine = format!("{}:m:{}", base.as_str(), incarnation(inner.own()));
+    until("all are counted", async || server.ask(&["SCARD", &mine]).await.unwrap().number() == 9_000).await;
+    let log = server.ask(&["SLOWLOG", "GET", "-1"]).await.unwrap();
+    let sent = log.list().iter().rev().map(|entry| entry.list()[3].list().iter().map(Reply::text).collect::<Vec<_>>());
+    let holds = sent.filter(|words| words.len() > 6 && words[3] == base.as_str());
+    let holds: Vec<_> = holds.map(|words| (words[0].to_owned(), words[6].to_owned())).collect();
+    let expected = [("EVALSHA", "1"), ("EVAL", "1"), ("EVALSHA", "0"), ("EVALSHA", "0")];
+    assert_eq!(holds, expected.map(|(name, replaces)| (name.to_owned(), replaces.to_owned())));
 }
 
 /// However many keys come along, memory is bounded, and nobody is refused for it.
