@@ -42,8 +42,8 @@ mod tests {
     const DIGESTS: [(&str, &str); 18] = [
         ("presence_join/1", "b2709a7d1166aeb145ee52e03e3ded92bb2035bb"),
         ("presence_leave/1", "50716380a1d252cb97692ad62aa974de7ebd119d"),
-        ("presence_stats/1", "8d8f8c0999072783c79f2d5a40821876d49c84dc"),
-        ("presence_sweep/1", "3dcc3a2b9ab95b990fb4c5e261bc498052512fe4"),
+        ("presence_stats/2", "797c58d7edbac1e1176d6fc5cfb5eb9b35b02b73"),
+        ("presence_sweep/2", "29b0854c9589428f2296d4b47068a143f7b3e70a"),
         ("presence_touch/1", "b524fab062854417c6346aaade18e4cc6597e7bc"),
         ("quota_enter/1", "e5f58e94a3d57c8d13bbae24b105dad5bfaeb317"),
         ("quota_exit/1", "15ee22f7f891c13c5f17fb2c24e8f6d2ca09c1e4"),

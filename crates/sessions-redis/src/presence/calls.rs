@@ -14,14 +14,14 @@ use crate::script::Script;
 
 static JOIN: Script = Script::new("presence_join/1", include_str!("join.lua"));
 static LEAVE: Script = Script::new("presence_leave/1", include_str!("leave.lua"));
-static STATS: Script = Script::new("presence_stats/1", include_str!("stats.lua"));
+static STATS: Script = Script::new("presence_stats/2", include_str!("stats.lua"));
 static TOUCH: Script = Script::new("presence_touch/1", include_str!("touch.lua"));
-static SWEEP: Script = Script::new("presence_sweep/1", include_str!("sweep.lua"));
+static SWEEP: Script = Script::new("presence_sweep/2", include_str!("sweep.lua"));
 
 #[cfg(test)]
 pub(crate) static SCRIPTS: [&Script; 5] = [&JOIN, &LEAVE, &STATS, &TOUCH, &SWEEP];
 
-/// Users that one call of a sweep removes.
+/// Users that one call of a sweep removes, and clients that it looks at one by one.
 const SWEPT_AT_ONCE: i64 = 500;
 
 pub(super) fn base(keys: &Keys, channel: &str) -> Key {

@@ -49,7 +49,7 @@ const PARTS: u16 = 16;
 /// Longest wait for a place among them.
 const LONGEST_WAIT: Duration = Duration::from_secs(3);
 
-/// A channel's counts that had to be corrected by more lost users than this are good for half a second.
+/// A channel's counts for which more users and clients than this were looked at one by one are good for half a second.
 const MANY_LOST: u32 = 200;
 const CORRECTED_FOR: Duration = Duration::from_millis(500);
 
@@ -222,11 +222,12 @@ impl Inner {
 
     async fn members(&self, channel: &str) -> Result<Vec<Arc<ClientInfo>>, PresenceError> {
         let census = self.replicas.census();
-        let found = self.client.call(calls::incarnations(&self.base(channel))).await.map_err(failed)?;
+        let deadline = self.client.deadline();
+        let found = self.client.call_by(deadline, calls::incarnations(&self.base(channel))).await.map_err(failed)?;
         let counting = self.counting(channel, &census, &found.into_array());
         let reads = counting.iter().map(|one| calls::entries(self.redis.keys(), channel, *one));
         let mut members: HashMap<String, (u64, ClientInfo)> = HashMap::new();
-        for answer in self.client.call_all(reads.collect()).await {
+        for answer in self.client.call_all_by(deadline, reads.collect()).await {
             for (client, entry) in pairs(answer.map_err(failed)?) {
                 let Some((stamp, member)) = entry::decode(client, &entry) else {
                     continue;

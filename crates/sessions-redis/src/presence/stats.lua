@@ -1,12 +1,12 @@
 -- Counts a channel's members. Clients that two incarnations have count once; users whom only incarnations have that do
 -- not count are subtracted.
 -- KEYS: the channel's incarnations. ARGV: incarnations that count. Answer: clients, users, the channel's incarnations,
--- number of users that had to be looked at one by one.
+-- number of users and clients that had to be looked at one by one.
 local base = KEYS[1]
 local counts = {}
 for _, one in ipairs(ARGV) do counts[one] = true end
 local incarnations = redis.call('SMEMBERS', base)
-local clients, living, gone = 0, {}, {}
+local clients, looked_at, living, gone = 0, 0, {}, {}
 for _, one in ipairs(incarnations) do
   if counts[one] then
     living[#living + 1] = one
@@ -17,12 +17,13 @@ for _, one in ipairs(incarnations) do
 end
 if #living > 1 then
   for _, client in ipairs(redis.call('SMEMBERS', base .. ':d')) do
+    looked_at = looked_at + 1
     local entries = 0
     for _, one in ipairs(living) do entries = entries + redis.call('HEXISTS', base .. ':m:' .. one, client) end
     if entries > 1 then clients = clients - (entries - 1) end
   end
 end
-local users, looked_at = 0, 0
+local users = 0
 if #living > 0 then
   users = redis.call('HLEN', base .. ':u')
   local lost = {}

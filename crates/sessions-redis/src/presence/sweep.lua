@@ -1,5 +1,6 @@
--- Removes a piece of what an incarnation left behind: some of its users, and once they are gone all of its entries.
--- KEYS: the channel's incarnations. ARGV: incarnation, users at most. Answer: 1 when nothing is left.
+-- Removes a piece of what an incarnation left behind: some of its users, then, where many clients are two incarnations',
+-- some of its entries, and at last all that is left.
+-- KEYS: the channel's incarnations. ARGV: incarnation, users and clients at most. Answer: 1 when nothing is left.
 local base, incarnation, limit = KEYS[1], ARGV[1], tonumber(ARGV[2])
 local members, users, all = base .. ':m:' .. incarnation, base .. ':u:' .. incarnation, base .. ':u'
 local double = base .. ':d'
@@ -11,9 +12,16 @@ if redis.call('HLEN', users) > #piece then
   end
   return 0
 end
+local looked_at, whole = nil, true
+if redis.call('SCARD', double) <= limit then
+  looked_at = redis.call('SMEMBERS', double)
+else
+  looked_at = redis.call('HRANDFIELD', members, limit)
+  whole = redis.call('HLEN', members) <= #looked_at
+end
 local settled = {}
 local incarnations = redis.call('SMEMBERS', base)
-for _, client in ipairs(redis.call('SMEMBERS', double)) do
+for _, client in ipairs(looked_at) do
   local others = 0
   for _, other in ipairs(incarnations) do
     if other ~= incarnation then others = others + redis.call('HEXISTS', base .. ':m:' .. other, client) end
@@ -21,10 +29,14 @@ for _, client in ipairs(redis.call('SMEMBERS', double)) do
   if others <= 1 then settled[#settled + 1] = client end
 end
 
+for _, client in ipairs(settled) do redis.call('SREM', double, client) end
+if not whole then
+  for _, client in ipairs(looked_at) do redis.call('HDEL', members, client) end
+  return 0
+end
 for _, user in ipairs(piece) do
   if redis.call('HINCRBY', all, user, -1) <= 0 then redis.call('HDEL', all, user) end
 end
-for _, client in ipairs(settled) do redis.call('SREM', double, client) end
 redis.call('UNLINK', members, users)
 redis.call('SREM', base, incarnation)
 return 1

@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, reason = "tests")]
 
+mod concurrent;
 mod conformance;
 mod faults;
 mod leftovers;
