@@ -221,6 +221,36 @@ async fn a_list_is_cleaned_when_it_is_read() {
     assert_eq!(server.ask(&["ZSCORE", list.as_str(), "b"]).await.unwrap(), crate::testing::Reply::Nil);
 }
 
+/// Readers that remove what leads nowhere from a list, while the same sessions are made again: all that are there are listed.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_session_made_again_beside_readers_stays_listed() {
+    let server = RedisServer::start().await.unwrap();
+    let redis = open(server.config());
+    let readers = RedisSessions::new(&redis);
+    let _ = patiently(async || readers.get("warm").await).await;
+    let ids: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
+    let (again, list) = (TTL * 2, readers.list_of("ann"));
+    for round in 0..10 {
+        // Another replica each time, which remembers nothing of what expired.
+        let maker = RedisSessions::new(&redis);
+        let create = |id: &String| {
+            let (maker, id) = (maker.clone(), id.clone());
+            async move { patiently(async || maker.create(&id, "ann", state("x"), again).await).await }
+        };
+        let read = |_| patiently(async || readers.of_user("ann", 100).await);
+        let (made, read) = tokio::join!(join_all(ids.iter().map(create)), join_all((0..20).map(read)));
+        assert!(made.iter().all(|one| matches!(one, Ok(()) | Err(SessionError::Exists { version: 1 }))), "{made:?}");
+        assert!(read.iter().all(Result::is_ok), "{read:?}");
+        let mut listed = patiently(async || readers.of_user("ann", 100).await).await.unwrap();
+        listed.sort_unstable();
+        assert_eq!(listed, ids, "round {round}");
+        for id in &ids {
+            server.ask(&["DEL", readers.session(id).unwrap().1.as_str()]).await.unwrap();
+        }
+        assert_eq!(server.ask(&["ZCARD", list.as_str()]).await.unwrap().number(), 20, "entries that lead nowhere");
+    }
+}
+
 /// What `docs/redis.md` says of memory: 200 bytes of state and a user of 10 bytes.
 #[tokio::test]
 async fn a_session_takes_less_than_the_manual_says() {
