@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import shutil
 import sys
 import tempfile
 
@@ -251,6 +252,21 @@ class Chart(Rendered):
                          {"websocket", "api", "worker"})
         changed = sums("--set", "nginx.settings.CONNECTIONS=1000")
         self.assertEqual([key[1] for key in before if before[key] != changed[key]], ["plenum-nginx"])
+
+    def test_changed_scripts_of_nginx_restart_it(self):
+        def checksum(chart):
+            text = rendering.helm("helm3", "template", rendering.RELEASE, chart, "--show-only", "templates/nginx.yaml")
+            deployment = next(each for each in yaml.safe_load_all(text) if each["kind"] == "Deployment")
+            return deployment["spec"]["template"]["metadata"]["annotations"]["checksum/config"]
+
+        with tempfile.TemporaryDirectory() as path:
+            chart = shutil.copytree(CHART, pathlib.Path(path) / "plenum")
+            seen = [checksum(chart)]
+            for file in ("files/nginx/render", "templates/nginx.yaml"):
+                text = (chart / file).read_text()
+                (chart / file).write_text(text.replace("#!/bin/sh", "#!/bin/sh -f"))
+                seen.append(checksum(chart))
+            self.assertEqual(len(set(seen)), 3)
 
     def test_an_autoscaled_role_always_has_a_count(self):
         found = resources("helm3", None, "--set", "websocket.autoscaling.enabled=true", "--set", "websocket.autoscaling.minReplicas=4")
