@@ -25,11 +25,11 @@ use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, Recov
 const PAGE_BYTES: usize = 64 * 1024;
 /// Publications of one page of a catch-up.
 const PAGE_LIMIT: usize = 512;
-/// After so many pages (at most 4 MiB) a catch-up is a long one: its pages are an eighth, and after each it rests for twice as
-/// long as that took to read, so that those who are live wait for little and have most of the log's and the replica's time.
+/// After so many pages (at most 4 MiB) a catch-up is a long one: its pages are a quarter, and after each it rests for as long as
+/// that took to read, so that those who are live wait for little and have half of the log's and the replica's time.
 const LONG: u32 = 64;
 /// Part of a page that a long catch-up reads at once.
-const LONG_PART: usize = 8;
+const LONG_PART: usize = 4;
 /// Longest rest.
 const REST: Duration = Duration::from_millis(100);
 /// A client that has not caught up by then never will: it gets "insufficient state".
@@ -425,7 +425,7 @@ pub(super) async fn catch_up(
         return CatchUpOutcome::Live;
     }
     if is_long {
-        tokio::time::sleep((2 * took).min(REST)).await;
+        tokio::time::sleep(took.min(REST)).await;
     }
     CatchUpOutcome::More(reached)
 }
