@@ -18,7 +18,7 @@ use http::{Request, Response, StatusCode};
 use http_body_util::Full;
 use hyper::body::Incoming;
 
-pub use server::{BindError, Failure, Observer, Server, ServerConfig};
+pub use server::{BindError, Failure, Intake, Observer, Server, ServerConfig};
 pub use tls::{Tls, TlsError, TlsStream};
 
 /// What a router answers with: a body that is complete when the response starts.

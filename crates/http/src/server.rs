@@ -5,6 +5,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::pin::pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use http::Request;
@@ -76,9 +77,26 @@ pub enum Failure {
 /// Hears of each [`Failure`]; must not block.
 pub type Observer = Arc<dyn Fn(Failure) + Send + Sync>;
 
+/// Whether a server can take connections; clones tell of the same one.
+#[derive(Clone, Debug, Default)]
+pub struct Intake(Arc<AtomicBool>);
+
+impl Intake {
+    /// The process is out of descriptors or memory: connections wait in the kernel's backlog. True from the first failure
+    /// until connections are accepted again, or none waits.
+    pub fn is_failing(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn fails(&self, failing: bool) {
+        self.0.store(failing, Ordering::Relaxed);
+    }
+}
+
 /// One listening socket, with or without TLS.
 pub struct Server {
     listener: TcpListener,
+    intake: Intake,
     address: SocketAddr,
     tls: Option<Arc<Tls>>,
     config: ServerConfig,
@@ -97,7 +115,7 @@ impl Server {
             Ok((listener, bound))
         };
         let (listener, bound) = listen().map_err(|source| BindError { address, source })?;
-        Ok(Self { listener, address: bound, tls: None, config, observer: Arc::new(|_| {}) })
+        Ok(Self { listener, intake: Intake::default(), address: bound, tls: None, config, observer: Arc::new(|_| {}) })
     }
 
     /// Speaks TLS with this certificate, and looks every 5 s whether its files changed.
@@ -119,17 +137,22 @@ impl Server {
         self.address
     }
 
+    /// Tells whether it can take connections, for as long as it runs.
+    pub fn intake(&self) -> Intake {
+        self.intake.clone()
+    }
+
     /// Serves until `shutdown`, then stops accepting and lets requests under way finish for up to `grace`; what is left
     /// then is cut. Upgraded connections are not waited for.
     pub async fn run(self, router: Router, shutdown: CancellationToken, grace: Duration) {
-        let Self { listener, tls, config, address, observer } = self;
+        let Self { listener, intake, tls, config, address, observer } = self;
         let slots = u32::try_from(config.max_connections).unwrap_or(u32::MAX).clamp(1, 1 << 28);
         let places = Arc::new(Semaphore::new(slots as usize));
         let cut = CancellationToken::new();
         let exchange = Arc::new(Exchange { router, tls, config, observer, shutdown, cut: cut.clone() });
         tokio::select! {
             () = exchange.shutdown.cancelled() => {}
-            () = accept(&listener, &exchange, &places) => {}
+            () = accept(&listener, &intake, &exchange, &places) => {}
             () = watch_certificate(exchange.tls.clone()) => {}
         }
         drop(listener);
@@ -151,23 +174,33 @@ struct Exchange {
     cut: CancellationToken,
 }
 
-async fn accept(listener: &TcpListener, exchange: &Arc<Exchange>, places: &Arc<Semaphore>) {
-    let mut failing = false;
+async fn accept(listener: &TcpListener, intake: &Intake, exchange: &Arc<Exchange>, places: &Arc<Semaphore>) {
     loop {
         // The semaphore is never closed.
         let Ok(place) = places.clone().acquire_owned().await else { return };
-        match listener.accept().await {
+        let accepted = match intake.is_failing() {
+            false => listener.accept().await,
+            true => match timeout(ACCEPT_BACKOFF, listener.accept()).await {
+                Ok(accepted) => accepted,
+                // Nobody waits, and the kernel looks for a free descriptor before it says so.
+                Err(_) => {
+                    intake.fails(false);
+                    continue;
+                }
+            },
+        };
+        match accepted {
             Ok((stream, peer)) => {
-                failing = false;
+                intake.fails(false);
                 tokio::spawn(connection(exchange.clone(), stream, peer, place));
             }
             // The peer gave up before it was accepted.
             Err(error) if is_peer(&error) => {}
             Err(error) => {
-                if !failing {
+                if !intake.is_failing() {
                     tracing::error!(%error, "cannot accept connections, trying on");
                 }
-                failing = true;
+                intake.fails(true);
                 sleep(ACCEPT_BACKOFF).await;
             }
         }

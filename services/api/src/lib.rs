@@ -27,7 +27,7 @@ pub use batch::{BatchRequest, Command, Reply};
 pub use control::*;
 pub use error::{ApiError, ErrorMode};
 pub use openapi::document as openapi_document;
-pub use operations::{Broker, BrokerState, Operations, OperationsConfig, OperationsParts};
+pub use operations::{Blocked, Broker, BrokerState, Operations, OperationsConfig, OperationsParts};
 pub use page::Page;
 pub use queued::{Commands, QueuedCommand, QueuedPublication};
 pub use request::*;

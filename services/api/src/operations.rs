@@ -67,8 +67,12 @@ pub struct Operations {
     node: Arc<Node>,
     canary: Canary,
     broker: Option<Arc<dyn Broker>>,
+    blocked: Option<Blocked>,
     started: Instant,
 }
+
+/// Whether connections cannot be accepted at this moment; must not block.
+pub type Blocked = Box<dyn Fn() -> bool + Send + Sync>;
 
 /// The answer of `/health`.
 #[derive(Debug, Serialize, JsonSchema)]
@@ -108,13 +112,20 @@ pub struct Delivery {
 impl Operations {
     /// Answers for the replica in `parts`.
     pub fn new(config: OperationsConfig, parts: OperationsParts) -> Self {
-        Self { config, canary: Canary::new(parts.log), node: parts.node, broker: None, started: Instant::now() }
+        let (canary, started) = (Canary::new(parts.log), Instant::now());
+        Self { config, canary, node: parts.node, broker: None, blocked: None, started }
     }
 
     /// Tells of this broker, too; not ready until it [`started`](BrokerState::started), healthy only without an error of
     /// it.
     pub fn with_broker(mut self, broker: Arc<dyn Broker>) -> Self {
         self.broker = Some(broker);
+        self
+    }
+
+    /// Not ready while this says that connections cannot be accepted.
+    pub fn with_blocked(mut self, blocked: Blocked) -> Self {
+        self.blocked = Some(blocked);
         self
     }
 
@@ -159,6 +170,9 @@ impl Operations {
     fn unready(&self) -> Option<&'static str> {
         if !self.node.is_accepting() {
             return Some("draining\n");
+        }
+        if self.blocked.as_ref().is_some_and(|blocked| blocked()) {
+            return Some("cannot accept connections: see the log\n");
         }
         let started = self.broker.as_ref().is_none_or(|broker| broker.state().started);
         (!started).then_some("waiting for the broker\n")

@@ -6,12 +6,13 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use arc_swap::ArcSwap;
-use http::{Method, Request, StatusCode};
+use http::header::RETRY_AFTER;
+use http::{HeaderValue, Method, Request, StatusCode};
 use hyper::body::Incoming;
 use plenum_api::{Api, ApiConfig, ErrorMode, Keys, Operations, OperationsConfig, OperationsParts, Page};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
 use plenum_channels::{Control, Dependency, Log, Node, Parts, Presence, Shared, Tokens};
-use plenum_http::{Failure, Observer, Reply, Router, Server, ServerConfig, Tls, text};
+use plenum_http::{Failure, Intake, Observer, Reply, Router, Server, ServerConfig, Tls, text};
 use plenum_telemetry::{Handshake, Metrics};
 use plenum_tokens::{Authority, Verifier};
 use plenum_websocket::{Origins, TrustedProxies, Websocket, WebsocketConfig};
@@ -118,6 +119,8 @@ pub async fn app(config: &Config, dev: bool) -> anyhow::Result<App> {
         None => operations,
     };
     let (public, internal) = bind(&config.http_server)?;
+    let intakes: Vec<Intake> = [Some(&public), internal.as_ref()].into_iter().flatten().map(Server::intake).collect();
+    let operations = operations.with_blocked(Box::new(move || intakes.iter().any(Intake::is_failing)));
     let public = public.with_observer(handshake_failures(node.metrics()));
     let services = Arc::new(Services {
         api: ArcSwap::from_pointee(api(config, &node)),
@@ -283,7 +286,9 @@ impl Services {
         let path = request.uri().path();
         if self.paths.websocket.as_deref() == Some(path) {
             if self.nats.as_ref().is_some_and(|nats| !nats.is_started()) {
-                return text(StatusCode::SERVICE_UNAVAILABLE, "waiting for NATS\n");
+                let mut reply = text(StatusCode::SERVICE_UNAVAILABLE, "waiting for NATS\n");
+                reply.headers_mut().insert(RETRY_AFTER, HeaderValue::from_static("1"));
+                return reply;
             }
             return self.websocket.upgrade(request, peer);
         }

@@ -10,6 +10,7 @@ mod dev;
 mod doctor;
 mod drain;
 mod nats;
+mod open_files;
 mod redis;
 mod role;
 mod serve;
@@ -64,12 +65,14 @@ fn serve(settings: &Settings, role: Role, dev: bool) -> anyhow::Result<ExitCode>
     if let Some(dev) = &dev {
         sources.preset = dev.preset();
     }
-    let Loaded { mut config, warnings } = config::load(&sources)?;
+    let Loaded { mut config, mut warnings } = config::load(&sources)?;
     if role != Role::All && !config.nats.enabled() {
         return Ok(unavailable(role));
     }
     role.apply(&mut config);
     logs(&config)?;
+    open_files::raise();
+    warnings.extend(open_files::fit(&mut config));
     for warning in &warnings {
         tracing::warn!("{warning}");
     }

@@ -16,6 +16,7 @@ use crate::compose::{App, Services};
 use crate::config::{self, Config, Sources};
 use crate::consumers::Consuming;
 use crate::nats::Nats;
+use crate::open_files;
 use crate::role::Role;
 
 /// Signals that the server listens to.
@@ -244,6 +245,7 @@ async fn reload(running: &Running, config: &mut Config, role: Role, sources: &So
         Err(error) => return tracing::error!(%error, "configuration not reloaded, the old one stays"),
     };
     role.apply(&mut loaded.config);
+    loaded.warnings.extend(open_files::fit(&mut loaded.config));
     let effective = effective(config, &loaded.config);
     if config::exposed(&effective) {
         let address = &effective.http_server.address;

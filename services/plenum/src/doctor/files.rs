@@ -5,11 +5,7 @@ use std::fs;
 use plenum_telemetry::Finding;
 
 use crate::config::Config;
-
-/// Files that a process needs beside its clients' connections: brokers, logs, listening sockets.
-const OWN: u64 = 1_024;
-/// Below this a replica soon refuses clients.
-const USUAL: u64 = 65_536;
+use crate::open_files::{USUAL, need};
 
 /// Looks at what the kernel says of this process and of the machine.
 pub fn check(config: &Config) -> Vec<Finding> {
@@ -26,18 +22,19 @@ fn open_files(limits: &str, connections: u64) -> Finding {
     let line = limits.lines().find_map(|line| line.strip_prefix("Max open files"));
     let limit = |text: &str| if text == "unlimited" { Some(u64::MAX) } else { text.parse().ok() };
     let mut words = line.unwrap_or_default().split_whitespace();
-    let Some(soft) = words.next().and_then(limit) else {
+    // A server raises its own soft limit, which comes first, to the hard one.
+    let Some(hard) = words.nth(1).and_then(limit) else {
         return Finding::skipped(SUBJECT, "this system does not tell its limits", "");
     };
-    let found = match soft {
+    let found = match hard {
         u64::MAX => "no limit".to_owned(),
-        soft => format!("at most {soft}"),
+        hard => format!("at most {hard}"),
     };
-    let need = if connections == 0 { USUAL } else { connections.saturating_add(OWN) };
-    if soft >= need {
+    let need = need(connections);
+    if hard >= need {
         return Finding::good(SUBJECT, found);
     }
-    let advice = format!("raise it to {need} (LimitNOFILE, ulimit -n): each client takes one");
+    let advice = format!("raise it to {need} (LimitNOFILE, ulimit -Hn): each client takes one");
     match connections {
         0 => Finding::warning(SUBJECT, found, advice),
         _ => Finding::failed(SUBJECT, format!("{found}; client.connection_limit is {connections}"), advice),
@@ -94,15 +91,15 @@ mod tests {
     #[test]
     fn open_files_are_judged_by_the_connections_wanted() {
         let limits =
-            |soft: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax open files   {soft}   1048576   files\n");
-        for (soft, connections, state) in [
+            |hard: &str| format!("Limit  Soft Limit  Hard Limit  Units\nMax open files   256   {hard}   files\n");
+        for (hard, connections, state) in [
             ("1024", 0, State::Warning),
             ("1024", 10_000, State::Failed),
             ("11024", 10_000, State::Good),
             ("unlimited", 1_000_000, State::Good),
             ("nonsense", 0, State::Skipped),
         ] {
-            assert_eq!(open_files(&limits(soft), connections).state, state, "{soft} {connections}");
+            assert_eq!(open_files(&limits(hard), connections).state, state, "{hard} {connections}");
         }
     }
 

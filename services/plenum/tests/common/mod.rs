@@ -13,7 +13,10 @@ use std::time::{Duration, Instant};
 pub const DEADLINE: Duration = Duration::from_secs(20);
 
 pub fn plenum(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_plenum"));
+    clean(Command::new(env!("CARGO_BIN_EXE_plenum")), arguments)
+}
+
+fn clean(mut command: Command, arguments: &[&str]) -> Command {
     command.args(arguments);
     for (name, _) in std::env::vars_os() {
         if name.to_string_lossy().starts_with("PLENUM_") {
@@ -72,7 +75,18 @@ impl Server {
 
     /// As [`Server::start`], in a role.
     pub fn start_as(role: &str, arguments: &[&str]) -> Self {
-        let mut command = plenum(&[role, "--address", "127.0.0.1", "--port", "0", "--log-format", "json"]);
+        Self::start_by(plenum(&[role]), arguments)
+    }
+
+    /// As [`Server::start`], in a shell that sets limits first (`ulimit`).
+    pub fn start_under(limits: &str, arguments: &[&str]) -> Self {
+        let script = format!("{limits} && exec \"$0\" \"$@\"");
+        let shell = clean(Command::new("sh"), &["-c", &script, env!("CARGO_BIN_EXE_plenum"), "serve"]);
+        Self::start_by(shell, arguments)
+    }
+
+    fn start_by(mut command: Command, arguments: &[&str]) -> Self {
+        command.args(["--address", "127.0.0.1", "--port", "0", "--log-format", "json"]);
         let mut child = command.args(arguments).stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
         let lines = BufReader::new(child.stderr.take().unwrap()).lines();
         let log = Arc::new(Mutex::new(String::new()));
