@@ -47,8 +47,8 @@ test-sdk: ## Run the suites of the released SDKs only (JavaScript, browser, Pyth
 test-autobahn: ## Run Autobahn's WebSocket cases 1-7, 9 and 10
 	@e2e/run autobahn
 
-test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, and roll them with 1,000 clients, 35 minutes
-	@e2e/run faults sessions-faults rolling
+test-faults: ## Kill, freeze and cut off NATS, Redis and replicas under load, roll them with 1,000 clients, run the images, 35 minutes
+	@e2e/run faults sessions-faults rolling image
 
 test-image: ## Build the server's image and start it by runc: messages, names, certificates (needs root)
 	@deploy/tools/install image

@@ -1,15 +1,17 @@
 """The images, built by the file that users build them with, started by runc from their OCI archives without any network but
 their own: the server serves messages, finds names, and knows certificates; nginx serves the web files and leads to it.
 
-    e2e/images/images_cases.py [words of a case]       needs root, buildah and runc
+    e2e/images/images_cases.py [--or-skip] [words of a case]       needs root, buildah and runc
 
 PLENUM_IMAGE_BINARY is a static plenum to put in; without it target/image/plenum is used, and compiled where it is missing.
+With --or-skip nothing is compiled, and a machine that cannot run the cases skips them and says why.
 """
 
 import hashlib
 import json
 import os
 import pathlib
+import shutil
 import socket
 import struct
 import subprocess
@@ -311,6 +313,18 @@ class Built(unittest.TestCase):
         self.assertGreater(json.loads(out)["received"], 0)
 
 
+def missing():
+    """Why the cases cannot run here; None if they can."""
+    if os.geteuid() != 0 or subprocess.run(["unshare", "--net", "--", "true"], capture_output=True).returncode != 0:
+        return "needs root, and the right to have a network of its own"
+    for program in ("buildah", "runc"):
+        if not shutil.which(program):
+            return f"{program} is missing"
+    if "PLENUM_IMAGE_BINARY" not in os.environ and not (ROOT / "target/image/plenum").exists():
+        return "there is no static program: deploy/images/compile makes one, in some minutes"
+    return None
+
+
 def alone():
     """Goes on in a network of its own that has only 127.0.0.1, so that ports and names are free."""
     if os.environ.get("PLENUM_ALONE"):
@@ -321,5 +335,10 @@ def alone():
 
 
 if __name__ == "__main__":
+    if "--or-skip" in sys.argv:
+        sys.argv.remove("--or-skip")
+        if reason := missing():
+            print(f"skip  images: {reason}\n0 passed, 0 failed, 1 skipped")
+            sys.exit()
     alone()
     cases.run(sys.modules[__name__])
