@@ -125,10 +125,15 @@ def redis_away(system, figures, wrong):
             node.kill()
 
     def heal():
+        said.append(system.well("redis"))
         system.redis.launch()
         system.redis.finish()
 
+    said = []
     frame = under_fault(system, figures, wrong, hurt, heal, 60, bound=False)
+    said.append(system.well("redis"))
+    count = len(system.replicas)
+    require(wrong, said == [[False] * count, [True] * count], f"stats said of Redis, while it was away and after it: {said}")
     require(wrong, frame.sampler.errors, "presence was answered while Redis was away")
     require(wrong, frame.detail["subscribeErrors"], "no subscribe was refused while Redis was away")
 

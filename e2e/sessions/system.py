@@ -201,6 +201,16 @@ class System:
             raise Refused(answer["error"])
         return answer["result"]
 
+    def well(self, dependency, number=STAYS, seconds=3):
+        """What each replica says of what it leans on, in the stats that one gives: True where all is well."""
+        connection = http.client.HTTPConnection("127.0.0.1", self.replicas[number].port, timeout=seconds)
+        try:
+            connection.request("GET", "/api/stats", headers={"x-api-key": self.key})
+            answer = json.loads(connection.getresponse().read())
+        finally:
+            connection.close()
+        return [each["ok"] for node in answer["nodes"] for each in node["dependencies"] if each["name"] == dependency]
+
     def present(self, channel, number=STAYS):
         """Client ids that a replica shows in a channel."""
         return set(self.api("presence", number, channel=channel)["presence"])
