@@ -57,6 +57,8 @@ labels! {
         Denied = "denied",
         /// The fence could not be asked.
         Unavailable = "unavailable",
+        /// The ledger takes no fences of further client ids: the rest of its room is for blocks and revocations.
+        Full = "full",
     }
 }
 

@@ -57,6 +57,8 @@ pub struct Metrics {
     pub missed_pongs: IntCounter,
     /// Connections that are still open while the replica drains.
     pub draining_connections: IntGauge,
+    /// Share of the ledger's room that is taken.
+    pub ledger_fill_percent: IntGauge,
     /// Seconds from an append to the log's acknowledgement.
     pub log_append_seconds: Histogram,
     /// Seconds that a read of the log took.
@@ -120,6 +122,11 @@ impl Metrics {
                 r,
                 "plenum_draining_connections",
                 "Connections still open while the replica drains; 0 otherwise.",
+            )?,
+            ledger_fill_percent: gauge(
+                r,
+                "plenum_ledger_fill_percent",
+                "Share of the ledger's room that is taken; 0 where it has no bound.",
             )?,
             missed_pongs: counter(r, "plenum_missed_pongs_total", "Pings that a client left unanswered.")?,
             log_append_seconds: histogram(

@@ -15,7 +15,7 @@ use std::time::Duration;
 use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
 use bytes::Bytes;
-use plenum_channels::{LEDGER_ERASED_SHOWS, Ledger, LedgerError, Record, check_ledger_sizes};
+use plenum_channels::{LEDGER_ERASED_SHOWS, LEDGER_FULL, Ledger, LedgerError, Record, check_ledger_sizes};
 use plenum_telemetry::Finding;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
@@ -202,6 +202,12 @@ fn wrong(stream: &str, found: &Value, wanted: &Value) -> Option<String> {
     Some(format!("stream {stream}: setting {setting} is {found}, must be {wanted}"))
 }
 
+/// Share of the bucket's bytes that are taken, 0 without a bound.
+fn filled(info: &Value) -> f64 {
+    let max = info["config"]["max_bytes"].as_f64().filter(|max| *max > 0.0);
+    max.map_or(0.0, |max| info["state"]["bytes"].as_f64().unwrap_or(0.0) / max)
+}
+
 /// What the bucket is like, for operators; nothing is created.
 pub(crate) async fn inspect(client: &Client, config: &LedgerConfig) -> Finding {
     const SUBJECT: &str = "ledger";
@@ -211,7 +217,14 @@ pub(crate) async fn inspect(client: &Client, config: &LedgerConfig) -> Finding {
             None => {
                 let count = info["state"]["num_subjects"].as_u64().unwrap_or(0);
                 let bytes = info["state"]["bytes"].as_u64().unwrap_or(0);
-                Finding::good(SUBJECT, format!("{count} registers, {}", crate::log::bytes(bytes)))
+                let found = format!("{count} registers, {}", crate::log::bytes(bytes));
+                let share = filled(&info);
+                if share < LEDGER_FULL {
+                    return Finding::good(SUBJECT, found);
+                }
+                let found = format!("{found}, {:.0} % of what it may take", 100.0 * share);
+                let advice = "clients that come back for the first time get a new client id; raise the bucket's max_bytes, or lower client.resume.ttl";
+                Finding::warning(SUBJECT, found, advice)
             }
             Some(reason) => Finding::failed(SUBJECT, reason, "set it back: no replica starts like this"),
         },
@@ -312,6 +325,11 @@ impl Ledger for NatsLedger {
 
     async fn end(&self) -> Result<u64, LedgerError> {
         self.barrier().await
+    }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        let subject = format!("STREAM.INFO.{}", self.stream);
+        Ok(filled(&requests::api::<Value>(&self.links.any(), &subject, &Value::Null).await?))
     }
 }
 

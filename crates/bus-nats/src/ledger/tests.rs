@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use plenum_channels::conformance::{Fixture, ledger_suite};
-use plenum_channels::{Ledger, LedgerError, Record};
+use plenum_channels::{LEDGER_FULL, Ledger, LedgerError, Record};
+use plenum_telemetry::State;
 
 use super::{LedgerConfig, NatsLedger};
 use crate::log::PoolLinks;
@@ -252,4 +253,24 @@ async fn a_leader_that_was_cut_off_answers_nothing_old() {
         assert!(Instant::now() < deadline, "it never came back");
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
+}
+
+/// The ledger says how full it is, and the doctor does; what is above its bound is refused.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_ledger_that_fills_is_told() {
+    let server = NatsServer::start().await.unwrap();
+    let pool = Pool::connect(PoolConfig::new(vec![server.url()])).await.unwrap();
+    pool.wait_ready(Duration::from_secs(20)).await.unwrap();
+    let config = LedgerConfig { prefix: prefix(), replicas: 1, max_bytes: Some(20_000) };
+    let ledger = NatsLedger::start(PoolLinks::new(pool), &config).await.unwrap();
+    let client = async_nats::connect(server.url()).await.unwrap();
+    assert!(ledger.fill().await.unwrap() < 0.1);
+    assert_eq!(super::inspect(&client, &config).await.state, State::Good);
+    let (mut written, mut told) = (0, 0.0);
+    while let Ok(_) = ledger.put(&format!("key {written}"), Some(vec![b'x'; 1000].into()), None, None).await {
+        (written, told) = (written + 1, ledger.fill().await.unwrap());
+        assert!(written < 100, "there is no bound");
+        assert_eq!(super::inspect(&client, &config).await.state == State::Warning, told >= LEDGER_FULL);
+    }
+    assert!((0.9..=1.0).contains(&told), "{told} after {written} registers");
 }

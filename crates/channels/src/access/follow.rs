@@ -21,13 +21,15 @@ const PAGE: usize = 500;
 const MORE: usize = PAGE / 2;
 /// After so long without an answer everything is read again: erased registers are not shown for ever.
 const READ_AGAIN: Duration = Duration::from_secs(600);
+/// How often the ledger's room is looked at.
+const ROOM: Duration = Duration::from_secs(10);
 /// How often the end of a reading of everything is moved to where the ledger has come to meanwhile; then it ends, however fast
 /// others write.
 const MOVES: u32 = 4;
 
 /// Runs until the node is gone.
 pub(crate) async fn follow(node: Weak<Node>) {
-    let mut progress = Progress { answered: Instant::now(), whole: None };
+    let mut progress = Progress { answered: Instant::now(), whole: None, room: Instant::now() };
     loop {
         let Some(node) = node.upgrade() else { return };
         let more = match node.catch_up(&mut progress).await {
@@ -51,6 +53,8 @@ struct Progress {
     answered: Instant,
     /// The reading of everything that is under way.
     whole: Option<Whole>,
+    /// When its room is to be looked at.
+    room: Instant,
 }
 
 /// A reading of everything. What is known of entries holds until it ends; then it loses what was not found.
@@ -96,6 +100,7 @@ impl Node {
         if self.settings().client.resume.enabled && !self.resume.has_key() {
             self.resume.share_key().await?;
         }
+        self.look_at_room_if_due(progress);
         let stale = progress.answered.elapsed() > READ_AGAIN;
         if stale {
             progress.whole = None;
@@ -182,6 +187,21 @@ impl Node {
             let (entries, took) = (self.access.entries.read().len(), began.elapsed());
             tracing::info!(entries, read, copied, ?took, "blocks and revocations are known");
         }
+    }
+
+    /// Looks at the ledger's room beside the following, which must not wait for it.
+    fn look_at_room_if_due(&self, progress: &mut Progress) {
+        if Instant::now() < progress.room {
+            return;
+        }
+        progress.room = Instant::now() + ROOM;
+        let (resume, metrics) = (self.resume.clone(), self.metrics.clone());
+        tokio::spawn(async move {
+            match resume.look_at_room().await {
+                Ok(percent) => metrics.ledger_fill_percent.set(percent),
+                Err(error) => tracing::debug!(%error, "the ledger did not say how full it is"),
+            }
+        });
     }
 
     /// Makes a copy of the entries beside the following, which must not wait for it.

@@ -125,6 +125,12 @@ impl Ledger for MemoryLedger {
     async fn end(&self) -> Result<u64, LedgerError> {
         Ok(self.0.lock().last)
     }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        let mut registers = self.0.lock();
+        registers.sweep();
+        Ok(registers.by_key.len() as f64 / MAX_REGISTERS as f64)
+    }
 }
 
 #[cfg(test)]

@@ -11,6 +11,8 @@ pub const MAX_LEDGER_KEY_BYTES: usize = 255;
 pub const MAX_LEDGER_VALUE_BYTES: usize = 4096;
 /// How long an erased register shows among the changes. Who has not read them for longer reads everything again.
 pub const LEDGER_ERASED_SHOWS: Duration = Duration::from_secs(3600);
+/// Above this share of its room a ledger takes no fences of further client ids: the rest is for blocks and revocations.
+pub const LEDGER_FULL: f64 = 0.8;
 
 /// A register's content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -88,6 +90,9 @@ pub trait Ledger: Send + Sync + 'static {
 
     /// A revision that no write is above which was acknowledged before the question. Costs one small write.
     async fn end(&self) -> Result<u64, LedgerError>;
+
+    /// Share of its room that is taken, 0 to 1; 0 where it has no bound. At the bound writes are refused as unavailable.
+    async fn fill(&self) -> Result<f64, LedgerError>;
 }
 
 /// Refuses what no ledger takes.

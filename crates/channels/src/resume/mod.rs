@@ -12,6 +12,7 @@ mod pass;
 mod resumption;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
@@ -28,7 +29,7 @@ pub(crate) use self::pass::{Pass, token_mark};
 pub(crate) use self::resumption::{Join, Resumption};
 
 use self::pass::Sealer;
-use crate::{Ledger, LedgerError, ResumeSettings};
+use crate::{LEDGER_FULL, Ledger, LedgerError, ResumeSettings};
 
 /// Key of the object in `data` of connect and its reply.
 const FIELD: &str = "plenum";
@@ -67,11 +68,13 @@ pub(crate) struct Won {
 pub(crate) struct Resume {
     ledger: Arc<dyn Ledger>,
     sealer: ArcSwapOption<Sealer>,
+    /// The ledger's room is short: no fences of further client ids.
+    full: AtomicBool,
 }
 
 impl Resume {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, settings: &ResumeSettings) -> Self {
-        let resume = Self { ledger, sealer: ArcSwapOption::empty() };
+        let resume = Self { ledger, sealer: ArcSwapOption::empty(), full: AtomicBool::new(false) };
         resume.configure(settings);
         resume
     }
@@ -81,6 +84,17 @@ impl Resume {
         if !settings.secret.is_empty() {
             self.sealer.store(Sealer::new(settings.secret.expose().as_bytes()).map(Arc::new));
         }
+    }
+
+    /// Looks at the ledger's room; answers how much of it is taken, in percent.
+    pub(crate) async fn look_at_room(&self) -> Result<i64, LedgerError> {
+        let share = self.ledger.fill().await?;
+        let full = share >= LEDGER_FULL;
+        if full && !self.full.swap(full, Ordering::Relaxed) {
+            tracing::error!(share, "the ledger is nearly full: who comes back for the first time gets a new client id");
+        }
+        self.full.store(full, Ordering::Relaxed);
+        Ok((100.0 * share) as i64)
     }
 
     /// Whether passes can be sealed and opened.
@@ -149,7 +163,8 @@ impl Resume {
         };
         let mut seen: Option<Fence> = None;
         // The first pass of a client id mostly finds no fence: the compare-and-set says so by itself, without a look before it.
-        let mut blind = pass.generation == 1;
+        let full = self.full.load(Ordering::Relaxed);
+        let mut blind = pass.generation == 1 && !full;
         for _ in 0..4 {
             let record = if blind { None } else { self.ledger.get(&key).await.map_err(unavailable)? };
             let (found, revision) = match record {
@@ -163,6 +178,9 @@ impl Resume {
                 return Err(Outcome::Outdated);
             }
             let next = Fence::accept(found.as_ref(), pass.generation, pass.nonce).ok_or(Outcome::Outdated)?;
+            if full && found.is_none() {
+                return Err(Outcome::Full);
+            }
             match self.ledger.put(&key, Some(next.encode()), Some(revision), Some(settings.ttl + FENCE_MARGIN)).await {
                 Ok(revision) => return Ok(Won { fence: next, revision }),
                 Err(LedgerError::Conflict { .. }) if blind => blind = false,

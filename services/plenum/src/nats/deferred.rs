@@ -107,6 +107,10 @@ impl Ledger for DeferredLedger {
     async fn end(&self) -> Result<u64, LedgerError> {
         self.inner()?.end().await
     }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        self.inner()?.fill().await
+    }
 }
 
 /// A control bus that is there later.

@@ -68,6 +68,10 @@ impl Ledger for Counting {
     async fn end(&self) -> Result<u64, LedgerError> {
         self.inner()?.end().await
     }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        self.inner()?.fill().await
+    }
 }
 
 /// A store that takes its time.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use plenum_protocol::Disconnect;
+use plenum_telemetry::Resume;
 use tokio::time::{Instant, sleep};
 use uuid::Uuid;
 
@@ -25,12 +26,14 @@ struct Busy {
     takes: AtomicU64,
     /// Fences written while a page is read.
     fences: AtomicU64,
+    /// Of its room.
+    percent: AtomicU64,
 }
 
 impl Busy {
     fn new(takes: u64, fences: u64) -> Arc<Self> {
         let (takes, fences) = (takes.into(), fences.into());
-        Arc::new(Self { ledger: MemoryLedger::new(), away: false.into(), takes, fences })
+        Arc::new(Self { ledger: MemoryLedger::new(), away: false.into(), takes, fences, percent: 0.into() })
     }
 
     fn answer(&self) -> Result<(), LedgerError> {
@@ -81,6 +84,11 @@ impl Ledger for Busy {
     async fn end(&self) -> Result<u64, LedgerError> {
         self.answer()?;
         self.ledger.end().await
+    }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        self.answer()?;
+        Ok(self.percent.load(Ordering::Relaxed) as f64 / 100.0)
     }
 }
 
@@ -147,4 +155,32 @@ async fn a_replica_that_starts_while_others_write_admits_and_refuses() {
             sleep(Duration::from_millis(100)).await;
         }
     }
+}
+
+/// Fences leave a fifth of the ledger to blocks and revocations.
+#[tokio::test(start_paused = true)]
+async fn a_full_ledger_takes_no_further_client_ids_but_blocks() {
+    let ledger = Busy::new(0, 0);
+    let mut cluster = Cluster::on(ledger.clone());
+    let node = cluster.replica(settings());
+    let (_, anna, first) = Client::connect_with(&node, "anna", "").await;
+    let (_, bert, other) = Client::connect_with(&node, "bert", "").await;
+    let (mut back, again, next) = Client::connect_with(&node, "anna", &first).await;
+    assert_eq!(again.client, anna.client);
+    back.idle(1).await;
+    ledger.percent.store(85, Ordering::Relaxed);
+    sleep(Duration::from_secs(11)).await;
+    let (_, stranger, _) = Client::connect_with(&node, "bert", &other).await;
+    assert_ne!(stranger.client, bert.client, "he connects as if he had none");
+    assert_eq!(node.metrics.resumes(Resume::Full).get(), 1);
+    assert_eq!(node.metrics.ledger_fill_percent.get(), 85);
+    let (_back, again, _) = Client::connect_with(&node, "anna", &next).await;
+    assert_eq!(again.client, anna.client, "she has a fence");
+    node.block_user("carl", 0).await.unwrap();
+    sleep(Duration::from_secs(1)).await;
+    assert_eq!(connect(&node, "carl", String::new()).await, 3507);
+    ledger.percent.store(70, Ordering::Relaxed);
+    sleep(Duration::from_secs(11)).await;
+    let (_client, again, _) = Client::connect_with(&node, "bert", &other).await;
+    assert_eq!(again.client, bert.client, "the pass was not used up");
 }

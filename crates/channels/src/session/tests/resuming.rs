@@ -310,6 +310,11 @@ impl Ledger for Failing {
         self.answer()?;
         self.0.end().await
     }
+
+    async fn fill(&self) -> Result<f64, LedgerError> {
+        self.answer()?;
+        self.0.fill().await
+    }
 }
 
 #[tokio::test(start_paused = true)]
