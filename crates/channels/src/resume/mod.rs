@@ -22,8 +22,8 @@ use serde::Deserialize;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-pub(crate) use self::fence::{Fence, Nonce};
 pub(crate) use self::changes::Noted;
+pub(crate) use self::fence::{Fence, Nonce};
 pub(crate) use self::grace::{Grace, Leave, NewLeave};
 pub(crate) use self::pass::{Pass, token_mark};
 pub(crate) use self::resumption::{Join, Resumption};
@@ -247,11 +247,6 @@ impl Resume {
             }
         }
     }
-}
-
-fn register(client: Uuid) -> String {
-    format!("{FENCES}{}", client.simple())
-}
 
     async fn try_amend(
         &self,
@@ -276,3 +271,8 @@ fn register(client: Uuid) -> String {
         change(&mut fence);
         self.ledger.put(key, Some(fence.encode()), Some(revision), Some(ttl + FENCE_MARGIN)).await.map(drop)
     }
+}
+
+fn register(client: Uuid) -> String {
+    format!("{FENCES}{}", client.simple())
+}
