@@ -41,9 +41,11 @@ function token(user) {
 
 /** How late this process ran what was due, since the last look: all clients are late then. */
 let late = 0;
+let lately = 0; // since the stalls were asked for
 let looked = Date.now();
 setInterval(() => {
   late = Math.max(late, Date.now() - looked - LOOK_MS);
+  lately = Math.max(lately, Date.now() - looked - LOOK_MS);
   looked = Date.now();
 }, LOOK_MS);
 
@@ -329,6 +331,8 @@ const commands = {
       worst: worst?.witness.name,
       returned: all.filter((member) => !stayed.includes(member)).map(({ user, codes }) => `${user} ${codes.slice(-2)}`),
       publishing: Math.max(0, ...publishers.map(({ stall }) => stall)),
+      typical: publishers.map(({ stall }) => stall).toSorted((a, b) => a - b)[Math.floor(publishers.length / 2)] ?? 0,
+      late: lately,
       publishErrors: Object.fromEntries(troubles),
       slow: slow.toSorted((a, b) => b.took - a.took).slice(0, 5),
       subscribe: probes.longest,
@@ -338,6 +342,7 @@ const commands = {
     for (const member of [...groups.values()].flat()) member.marked = member.connects;
     for (const witness of witnesses) witness.stall = 0;
     for (const publisher of publishers) publisher.stall = 0;
+    lately = 0;
     [slow, troubles] = [[], new Map()];
     Object.assign(probes, { longest: 0, done: 0, errors: new Map() });
     return answer;

@@ -12,6 +12,8 @@ PING_SECONDS = 2  # client.ping_interval of e2e/plenum.json
 REBUILT_SECONDS = 2  # a look at Redis each second, and the time to write
 # What a busy machine may add to a stall; Redis is away for longer in each case.
 STALL_SECONDS = 2
+# The same for the median of the publishers, beside what the process of the clients was late: less than one deadline of Redis calls.
+TYPICAL_SECONDS = 0.7
 AWAY_SECONDS = 2.5  # a replica is paused for that long: five looks at the ledger, none of its clients gives it up
 GROUPS = ("crowd", "watch")
 
@@ -94,7 +96,7 @@ def seconds(value):
 def stalls(system):
     """What stalled longest since the last call, in seconds, and what more is known of it."""
     answer = system.clients.run("stalls", groups=GROUPS)
-    return {what: answer[what] / 1000 for what in ("delivery", "publishing", "subscribe")}, answer
+    return {what: answer[what] / 1000 for what in ("delivery", "publishing", "typical", "late", "subscribe")}, answer
 
 
 def judge_delivery(calm, hurt, detail, figures, wrong, unanswered=0.0):
@@ -104,6 +106,9 @@ def judge_delivery(calm, hurt, detail, figures, wrong, unanswered=0.0):
         figures[f"longest stall of {what}"] = f"{seconds(hurt[what])}, before {seconds(calm[what])}"
         enough = hurt[what] <= calm[what] + STALL_SECONDS + unanswered
         require(wrong, enough, f"{what} stalled: {detail['worst']}, {detail['publishErrors']}")
+    figures["longest stall of the median publisher"] = f"{seconds(hurt['typical'])}, before {seconds(calm['typical'])}"
+    enough = hurt["typical"] <= calm["typical"] + TYPICAL_SECONDS + hurt["late"] + unanswered
+    require(wrong, enough, f"most publishers stalled for {hurt['typical']:.1f} s, their process was late by {hurt['late']:.1f} s")
     if hurt["publishing"] > calm["publishing"]:
         figures["slowest publications"] = ", ".join(
             f"{each['took'] / 1000:.1f} s at {time.strftime('%H:%M:%S', time.localtime(each['at'] / 1000))} on replica "
