@@ -267,7 +267,7 @@ async fn a_ledger_that_fills_is_told() {
     assert!(ledger.fill().await.unwrap() < 0.1);
     assert_eq!(super::inspect(&client, &config).await.state, State::Good);
     let (mut written, mut told) = (0, 0.0);
-    while let Ok(_) = ledger.put(&format!("key {written}"), Some(vec![b'x'; 1000].into()), None, None).await {
+    while ledger.put(&format!("key {written}"), Some(vec![b'x'; 1000].into()), None, None).await.is_ok() {
         (written, told) = (written + 1, ledger.fill().await.unwrap());
         assert!(written < 100, "there is no bound");
         assert_eq!(super::inspect(&client, &config).await.state == State::Warning, told >= LEDGER_FULL);
