@@ -5,10 +5,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use plenum_protocol::Publication;
 
 use super::{Fixture, run_cases};
+use crate::memory::{MemoryBroker, MemoryConfig, MemoryLog};
 use crate::{
-    Epoch, MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, Position, SessionError, Sessions, Snapshot, StoredSession,
+    Append, Entry, Epoch, Log, MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, Position, Read, Retention, SessionError,
+    Sessions, Since, Snapshot, StoredSession,
 };
 
 const LONG: Duration = Duration::from_secs(600);
@@ -25,7 +28,7 @@ pub async fn sessions_suite(make: impl AsyncFn(usize) -> Fixture<dyn Sessions>) 
         sizes_are_bounded => 1,
         a_snapshot_goes_forward_only => 2,
         snapshots_expire => 1,
-        a_snapshot_beyond_the_log_is_discarded => 2,
+        a_snapshot_that_the_log_did_not_lead_to_is_discarded => 2,
         the_newest_of_many_snapshots_at_once_stays => 2,
     );
 }
@@ -209,26 +212,58 @@ fn at(offset: u64, state: &str) -> Snapshot {
     Snapshot { position: Position { offset, epoch: Epoch::from("e") }, time: 1_790_000_000_000, state: bytes(state) }
 }
 
+const RETENTION: Retention = Retention { size: 1_000, ttl: LONG, meta_ttl: LONG };
+
+/// A log whose channel `c` has so many publications, and its end.
+async fn log_of(publications: usize) -> (Arc<MemoryLog>, Arc<Entry>) {
+    let log = MemoryBroker::new(MemoryConfig::default()).replica();
+    for _ in 0..publications {
+        let append = Append {
+            channel: "c".into(),
+            publication: Publication { data: bytes("1"), ..Publication::default() },
+            retention: RETENTION,
+            idempotency: None,
+            expected: None,
+            version: None,
+        };
+        log.append(append).await.unwrap();
+    }
+    let read = Read { since: Since::End, reverse: true, limit: 1, max_bytes: 100, retention: RETENTION };
+    let last = log.read("c", read).await.unwrap().entries[0].clone();
+    (log, last)
+}
+
 /// "One that does not fit is removed."
-async fn a_snapshot_beyond_the_log_is_discarded(fixture: &Fixture<dyn Sessions>) {
+async fn a_snapshot_that_the_log_did_not_lead_to_is_discarded(fixture: &Fixture<dyn Sessions>) {
     let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
-    let end = |offset, epoch: &str| Position { offset, epoch: Epoch::from(epoch) };
-    let ahead = at(19, "ahead");
-    assert_eq!(one.keep_snapshot("c", ahead.clone(), LONG).await, Ok(true));
-    assert_eq!(other.fitting_snapshot("c", &end(19, "e")).await, Ok(Some(ahead.clone())));
-    for position in [end(18, "e"), end(20, "e"), end(19, "f"), end(19, "")] {
+    let (log, last) = log_of(20).await;
+    let (stranger, _) = log_of(20).await;
+    let epoch = log.tail("c").await.unwrap().position.epoch;
+    let at = |offset, time| Snapshot { position: Position { offset, epoch: epoch.clone() }, time, state: bytes("x") };
+    let right = at(last.offset, last.stored_at_ms);
+    assert_eq!(one.keep_snapshot("c", right.clone(), LONG).await, Ok(true));
+    assert_eq!(other.fitting_snapshot("c", log.as_ref(), RETENTION).await, Ok(Some(right.clone())));
+    for position in [at(last.offset - 1, 1).position, Position { epoch: Epoch::from("f"), ..right.position.clone() }] {
         assert_eq!(other.discard_snapshot("c", &position).await, Ok(false), "{position:?}");
     }
-    assert_eq!(one.snapshot("c").await, Ok(Some(ahead.clone())));
-    assert_eq!(other.fitting_snapshot("c", &end(10, "e")).await, Ok(None));
+    assert_eq!(one.snapshot("c").await, Ok(Some(right.clone())));
+    assert_eq!(other.fitting_snapshot("c", stranger.as_ref(), RETENTION).await, Ok(None), "another epoch");
     assert_eq!(one.snapshot("c").await, Ok(None));
-    assert_eq!(one.discard_snapshot("c", &ahead.position).await, Ok(false), "it is gone");
-    // The log has grown past it: what is kept since counts.
-    assert_eq!(one.keep_snapshot("c", at(10, "right"), LONG).await, Ok(true));
-    assert_eq!(other.fitting_snapshot("c", &end(20, "e")).await, Ok(Some(at(10, "right"))));
-    assert_eq!(other.fitting_snapshot("c", &end(20, "f")).await, Ok(None), "another epoch");
-    assert_eq!(one.snapshot("c").await, Ok(None));
-    assert_eq!(one.fitting_snapshot("d", &end(20, "e")).await, Ok(None));
+    // The log went back: it ends before the snapshot, or has grown past it and holds something else there.
+    for wrong in [at(last.offset + 9, last.stored_at_ms), at(last.offset, last.stored_at_ms + 1), at(1, 1)] {
+        assert_eq!(one.keep_snapshot("c", wrong.clone(), LONG).await, Ok(true));
+        assert_eq!(other.fitting_snapshot("c", log.as_ref(), RETENTION).await, Ok(None), "{wrong:?}");
+        assert_eq!(one.snapshot("c").await, Ok(None));
+        assert_eq!(one.discard_snapshot("c", &wrong.position).await, Ok(false), "it is gone");
+    }
+    // Of the beginning, and one whose publication nobody sees any more.
+    for (kept, retention) in
+        [(at(0, 0), RETENTION), (at(last.offset, 1), Retention { ttl: Duration::ZERO, ..RETENTION })]
+    {
+        assert_eq!(one.keep_snapshot("c", kept.clone(), LONG).await, Ok(true));
+        assert_eq!(other.fitting_snapshot("c", log.as_ref(), retention).await, Ok(Some(kept)));
+    }
+    assert_eq!(one.fitting_snapshot("d", log.as_ref(), RETENTION).await, Ok(None));
 }
 
 async fn the_newest_of_many_snapshots_at_once_stays(fixture: &Fixture<dyn Sessions>) {

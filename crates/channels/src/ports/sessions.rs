@@ -5,7 +5,7 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 
-use crate::Position;
+use crate::{Log, Page, Position, Read, ReadError, Retention, Since};
 
 /// Longest session id and user id, in bytes; any bytes are allowed.
 pub const MAX_SESSION_ID_BYTES: usize = 255;
@@ -28,7 +28,8 @@ pub struct StoredSession {
 pub struct Snapshot {
     /// The state is the fold of everything up to here.
     pub position: Position,
-    /// When the state was made, by its maker's clock; Unix milliseconds.
+    /// When the log stored the publication at `position` ([`crate::Entry::stored_at_ms`]); 0 with a position that no publication
+    /// has.
     pub time: u64,
     /// The state.
     pub state: Bytes,
@@ -38,6 +39,16 @@ impl Snapshot {
     /// Whether a log that ends at `fresh_end` can have led to it: of the same epoch and not beyond.
     pub fn fits(&self, fresh_end: &Position) -> bool {
         self.position.epoch == fresh_end.epoch && self.position.offset <= fresh_end.offset
+    }
+
+    /// Whether this page, read backwards from behind the snapshot's position, shows the publication that the state ends with: a
+    /// log that went back and has grown since holds another one there, or none. True where nothing is visible so far back:
+    /// then nobody can tell.
+    fn ends_with(&self, page: &Page) -> bool {
+        match page.entries.first() {
+            Some(entry) if self.time > 0 => (entry.offset, entry.stored_at_ms) == (self.position.offset, self.time),
+            _ => true,
+        }
     }
 }
 
@@ -118,14 +129,43 @@ pub trait Sessions: Send + Sync + 'static {
     /// Removes the channel's snapshot if it is at this position; false: it was not there.
     async fn discard_snapshot(&self, channel: &str, position: &Position) -> Result<bool, SessionError>;
 
-    /// The channel's snapshot if it fits a log that ends at `fresh_end`. One that does not is removed: the log went back, and
-    /// once it has grown past that position again the snapshot would be believed.
-    async fn fitting_snapshot(&self, channel: &str, fresh_end: &Position) -> Result<Option<Snapshot>, SessionError> {
+    /// The channel's snapshot if `log` can have led to it: of the same epoch, not beyond the end, and with the publication at its
+    /// position stored when the snapshot says, as far as that is still visible under `retention`. One that does not fit is
+    /// removed: the log went back. Takes as long as two reads of the log more than [`Sessions::snapshot`].
+    async fn fitting_snapshot(
+        &self,
+        channel: &str,
+        log: &dyn Log,
+        retention: Retention,
+    ) -> Result<Option<Snapshot>, SessionError> {
         let Some(snapshot) = self.snapshot(channel).await? else { return Ok(None) };
-        if snapshot.fits(fresh_end) {
+        // The log after the snapshot: an end from before it may lie before a snapshot that somebody keeps meanwhile.
+        let read = Read {
+            since: Since::Position(snapshot.position.clone()),
+            reverse: false,
+            limit: 0,
+            max_bytes: 0,
+            retention,
+        };
+        let end = log.read(channel, read.clone()).await.map_err(unread)?.top;
+        let mut fits = snapshot.fits(&end);
+        if fits && snapshot.time > 0 {
+            let behind = Position { offset: snapshot.position.offset.saturating_add(1), ..snapshot.position.clone() };
+            let read = Read { since: Since::Position(behind), reverse: true, limit: 1, ..read };
+            let page = log.read(channel, read).await.map_err(unread)?;
+            if page.top.epoch == end.epoch && page.top.offset < snapshot.position.offset {
+                return Err(SessionError::Unavailable { reason: "the log's answer lags behind".into() });
+            }
+            fits = page.top.epoch == end.epoch && snapshot.ends_with(&page);
+        }
+        if fits {
             return Ok(Some(snapshot));
         }
         self.discard_snapshot(channel, &snapshot.position).await?;
         Ok(None)
     }
+}
+
+fn unread(error: ReadError) -> SessionError {
+    SessionError::Unavailable { reason: error.to_string() }
 }

@@ -52,25 +52,27 @@ impl Replica {
 
     /// The snapshot where it belongs to this log and is not ahead of it, else nothing; then the rest of the log.
     async fn state(&self) -> Votes {
-        let tail = self.log.tail("poker").await.unwrap().position;
-        let snapshot = patiently(async || self.sessions.fitting_snapshot("poker", &tail).await).await.unwrap();
-        let (mut votes, mut position) = match snapshot {
-            Some(snapshot) => (serde_json::from_slice(&snapshot.state).unwrap(), snapshot.position),
-            None => (Votes::new(), plenum_channels::Position { offset: 0, epoch: tail.epoch.clone() }),
+        let fitting = async || self.sessions.fitting_snapshot("poker", self.log.as_ref(), RETENTION).await;
+        let (mut votes, mut position, mut time) = match patiently(fitting).await.unwrap() {
+            Some(snapshot) => (serde_json::from_slice(&snapshot.state).unwrap(), snapshot.position, snapshot.time),
+            None => {
+                let epoch = self.log.tail("poker").await.unwrap().position.epoch;
+                (Votes::new(), plenum_channels::Position { offset: 0, epoch }, 0)
+            }
         };
         loop {
             let page = self.page(Since::Position(position.clone())).await;
             assert!(page.complete);
             for entry in &page.entries {
                 fold(&mut votes, &entry.publication.data);
-                position.offset = entry.offset;
+                (position.offset, time) = (entry.offset, entry.stored_at_ms);
                 self.folded.fetch_add(1, Ordering::Relaxed);
             }
             if !page.more {
                 break;
             }
         }
-        let snapshot = Snapshot { position, time: 1, state: encode(&votes) };
+        let snapshot = Snapshot { position, time, state: encode(&votes) };
         patiently(async || self.sessions.keep_snapshot("poker", snapshot.clone(), TTL).await).await.unwrap();
         votes
     }
@@ -110,10 +112,18 @@ async fn what_redis_lost_is_made_again_from_the_log() {
         assert_eq!(one.sessions.keep_snapshot("poker", wrong, TTL).await, Ok(true));
         assert_eq!((other.state().await, other.folded_since().await), (votes.clone(), 41));
     }
-    // Nor is the one that was ahead once the log has grown past it.
+    // Nor is one that was ahead, once the log has grown past it, whether anybody looked meanwhile or not.
     for n in 0..10 {
         one.append(&format!("later{n}=1")).await;
     }
     let votes = one.state().await;
     assert_eq!((votes.len(), votes.contains_key("wrong"), one.folded_since().await), (16, false, 10));
+    let tail = one.log.tail("poker").await.unwrap().position;
+    let unseen = plenum_channels::Position { offset: tail.offset + 1, epoch: tail.epoch.clone() };
+    let wrong = Snapshot { position: unseen, time: 1, state: encode(&Votes::from([("wrong".into(), "1".into())])) };
+    assert_eq!(one.sessions.keep_snapshot("poker", wrong, TTL).await, Ok(true));
+    one.append("last=1").await;
+    one.append("last=2").await;
+    let votes = other.state().await;
+    assert_eq!((votes.len(), votes.contains_key("wrong"), other.folded_since().await), (17, false, 53));
 }
