@@ -265,7 +265,8 @@ impl Resume {
         };
         let mut fence = match fence {
             Some(fence) if fence.step == step => fence,
-            None if step == 0 => Fence::untaken(),
+            // Room for blocks counts more; while it is short this client id does not come back either.
+            None if step == 0 && !self.full.load(Ordering::Relaxed) => Fence::untaken(),
             _ => return Ok(()),
         };
         change(&mut fence);
