@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use futures_util::future::join_all;
+use tokio::time::{Instant, sleep};
 
 use super::{Fixture, PATIENCE, run_cases};
 use crate::{Ledger, LedgerError, MAX_LEDGER_KEY_BYTES, MAX_LEDGER_VALUE_BYTES, Record};
@@ -28,12 +29,23 @@ async fn put(ledger: &Arc<dyn Ledger>, key: &str, value: &str) -> u64 {
     ledger.put(key, Some(value.to_owned().into()), None, None).await.unwrap()
 }
 
+/// What a register holds; a cluster that elects says so and is asked again.
+async fn get(ledger: &Arc<dyn Ledger>, key: &str) -> Option<Record> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match ledger.get(key).await {
+            Err(LedgerError::Unavailable { .. }) if Instant::now() < deadline => sleep(Duration::from_millis(50)).await,
+            result => return result.unwrap(),
+        }
+    }
+}
+
 fn shown(records: &[Record]) -> Vec<(&str, Option<&[u8]>)> {
     records.iter().map(|record| (record.key.as_str(), record.value.as_deref())).collect()
 }
 
 async fn what_was_written_is_read_by_all(fixture: &Fixture<dyn Ledger>) {
-    assert_eq!(fixture.replicas[0].get("a").await, Ok(None));
+    assert_eq!(get(&fixture.replicas[0], "a").await, None);
     let mut last = 0;
     for round in 0..20 {
         let value = format!("value {round}");
@@ -41,7 +53,7 @@ async fn what_was_written_is_read_by_all(fixture: &Fixture<dyn Ledger>) {
         assert!(revision > last, "{revision} after {last}");
         last = revision;
         for ledger in &fixture.replicas {
-            let record = ledger.get("a").await.unwrap().expect("written");
+            let record = get(ledger, "a").await.expect("written");
             assert_eq!(record, Record { key: "a".into(), value: Some(value.clone().into()), revision });
         }
     }
@@ -57,7 +69,7 @@ async fn a_write_needs_the_revision_it_expects(fixture: &Fixture<dyn Ledger>) {
     assert_eq!(stale, Err(LedgerError::Conflict { expected: first, found: second }));
     let nothing = one.put("b", Some("x".into()), Some(second), None).await;
     assert_eq!(nothing, Err(LedgerError::Conflict { expected: second, found: 0 }));
-    assert_eq!(one.get("a").await.unwrap().unwrap().value, Some("2".into()));
+    assert_eq!(get(one, "a").await.unwrap().value, Some("2".into()));
 }
 
 async fn the_end_is_above_what_was_acknowledged(fixture: &Fixture<dyn Ledger>) {
@@ -81,7 +93,7 @@ async fn one_of_many_writers_wins(fixture: &Fixture<dyn Ledger>) {
         let won: Vec<_> = outcomes.iter().enumerate().filter(|(_, outcome)| outcome.is_ok()).collect();
         assert_eq!(won.len(), 1, "{outcomes:?}");
         revision = *won[0].1.as_ref().unwrap();
-        let record = fixture.replicas[0].get("a").await.unwrap().unwrap();
+        let record = get(&fixture.replicas[0], "a").await.unwrap();
         assert_eq!((record.value, record.revision), (Some(format!("{round} {}", won[0].0).into()), revision));
     }
 }
@@ -92,12 +104,12 @@ async fn erased_registers_are_gone_and_show_among_the_changes(fixture: &Fixture<
     let wrong = one.put("a", None, Some(written + 100), None).await;
     assert_eq!(wrong, Err(LedgerError::Conflict { expected: written + 100, found: written }));
     let erased = one.put("a", None, Some(written), None).await.unwrap();
-    assert_eq!(other.get("a").await, Ok(None));
+    assert_eq!(get(other, "a").await, None);
     assert_eq!(other.changes(written, 10).await, Ok(vec![Record { key: "a".into(), value: None, revision: erased }]));
     // What was erased may be made again like new.
     let made = other.put("a", Some("2".into()), Some(0), None).await.unwrap();
     assert!(made > erased);
-    assert_eq!(one.get("a").await.unwrap().unwrap().value, Some("2".into()));
+    assert_eq!(get(one, "a").await.unwrap().value, Some("2".into()));
 }
 
 async fn any_key_is_a_key_of_its_own(fixture: &Fixture<dyn Ledger>) {
@@ -107,7 +119,7 @@ async fn any_key_is_a_key_of_its_own(fixture: &Fixture<dyn Ledger>) {
         put(ledger, key, key).await;
     }
     for key in keys {
-        let record = ledger.get(key).await.unwrap().unwrap_or_else(|| panic!("{key:?}"));
+        let record = get(ledger, key).await.unwrap_or_else(|| panic!("{key:?}"));
         assert_eq!((record.key.as_str(), record.value), (key, Some(Bytes::copy_from_slice(key.as_bytes()))));
     }
     assert_eq!(ledger.changes(0, 100).await.unwrap().len(), keys.len());
@@ -117,7 +129,7 @@ async fn sizes_are_bounded(fixture: &Fixture<dyn Ledger>) {
     let ledger = &fixture.replicas[0];
     let largest = Bytes::from(vec![b'x'; MAX_LEDGER_VALUE_BYTES]);
     ledger.put("a", Some(largest.clone()), None, None).await.unwrap();
-    assert_eq!(ledger.get("a").await.unwrap().unwrap().value, Some(largest));
+    assert_eq!(get(ledger, "a").await.unwrap().value, Some(largest));
     let larger = ledger.put("a", Some(vec![b'x'; MAX_LEDGER_VALUE_BYTES + 1].into()), None, None).await;
     assert!(matches!(larger, Err(LedgerError::TooLarge { what: "value", .. })), "{larger:?}");
     let longer = ledger.put(&"k".repeat(MAX_LEDGER_KEY_BYTES + 1), Some("1".into()), None, None).await;
@@ -149,14 +161,14 @@ async fn a_register_with_a_time_ends(fixture: &Fixture<dyn Ledger>) {
     let [one, other] = &fixture.replicas[..] else { panic!("two") };
     let revision = one.put("a", Some("1".into()), Some(0), Some(Duration::from_secs(2))).await.unwrap();
     put(one, "b", "stays").await;
-    assert_eq!(other.get("a").await.unwrap().unwrap().revision, revision);
+    assert_eq!(get(other, "a").await.unwrap().revision, revision);
     fixture.let_pass(Duration::from_secs(3)).await;
     let deadline = tokio::time::Instant::now() + PATIENCE;
-    while other.get("a").await.unwrap().is_some() {
+    while get(other, "a").await.is_some() {
         assert!(tokio::time::Instant::now() < deadline, "it never ends");
         fixture.let_pass(Duration::from_millis(200)).await;
     }
     let again = other.put("a", Some("2".into()), Some(0), None).await.unwrap();
     assert!(again > revision);
-    assert!(one.get("b").await.unwrap().is_some());
+    assert!(get(one, "b").await.is_some());
 }

@@ -169,7 +169,11 @@ impl RedisCluster {
 
     /// The server that serves a slot, as the first server that runs and answers sees it.
     pub async fn owner(&self, slot: u16) -> io::Result<usize> {
-        for server in self.servers.iter().filter(|server| server.pid().is_some()) {
+        self.owner_as_seen_by(0..self.servers.len(), slot).await
+    }
+
+    async fn owner_as_seen_by(&self, servers: std::ops::Range<usize>, slot: u16) -> io::Result<usize> {
+        for server in self.servers[servers].iter().filter(|server| server.pid().is_some()) {
             let Ok(slots) = server.ask(&["CLUSTER", "SLOTS"]).await else { continue };
             for range in slots.list() {
                 if let [first, last, node, ..] = range.list()
@@ -223,11 +227,34 @@ impl RedisCluster {
             migrate.extend(keys.list().iter().map(Reply::text));
             self.servers[from].ask(&migrate).await?;
         }
-        let id = self.id(to).await?;
+        let ids = [self.id(from).await?, self.id(to).await?];
         for server in [to, from] {
-            self.servers[server].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &id]).await?;
+            self.servers[server].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &ids[1]]).await?;
         }
-        Ok(())
+        self.settle(slot.parse().unwrap_or_default(), ids, [from, to]).await
+    }
+
+    /// Waits until both sides of a move agree. On a busy machine an older message may have ended the import before its time: each
+    /// server then names the other as the owner for ever, unless the import is begun and ended again.
+    async fn settle(&self, slot: u16, [old, new]: [String; 2], [from, to]: [usize; 2]) -> io::Result<()> {
+        for attempt in 0..200 {
+            let mut agreed = true;
+            for server in [from, to] {
+                agreed &= self.owner_as_seen_by(server..server + 1, slot).await.is_ok_and(|owner| owner == to);
+            }
+            if agreed {
+                return Ok(());
+            }
+            if attempt % 20 == 19 {
+                let slot = slot.to_string();
+                self.servers[to].ask(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &old]).await?;
+                for server in [to, from] {
+                    self.servers[server].ask(&["CLUSTER", "SETSLOT", &slot, "NODE", &new]).await?;
+                }
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(50)).await;
+        }
+        Err(io::Error::other(format!("slot {slot} is in dispute")))
     }
 
     /// Begins to move a slot: from now on its owner points to the other server for keys that it does not have.

@@ -6,9 +6,8 @@ use std::time::{Duration, Instant};
 
 use plenum_channels::{AppendError, Log};
 
-use super::servers::{Witness, config, prefix, publish, replica, request, until};
+use super::servers::{Witness, config, prefix, publish, replica, request, started, until};
 use crate::log::faults::Faults;
-use crate::log::{NatsLog, PoolLinks};
 use crate::pool::{Pool, PoolConfig, Role};
 use crate::testing::NatsCluster;
 
@@ -31,7 +30,7 @@ async fn a_server_that_is_cut_off_is_left() {
     pool.wait_ready(Duration::from_secs(20)).await.unwrap();
     let mut config = config(&prefix, 3);
     config.faults = faults.clone();
-    let log = NatsLog::start(PoolLinks::new(pool.clone()), config).await.unwrap();
+    let log = started(pool.clone(), config).await;
     let server = || {
         let found = pool.stats().connections.into_iter().find(|one| one.role == Role::Publishing).unwrap().server;
         cluster.servers.iter().position(|one| one.url().ends_with(&found)).unwrap()
@@ -84,7 +83,7 @@ async fn a_server_without_ticks_is_left() {
         pool.wait_ready(PATIENCE).await.unwrap();
         let mut config = config(&prefix, 3);
         config.faults = faults.clone();
-        let log = NatsLog::start(PoolLinks::new(pool.clone()), config).await.unwrap();
+        let log = started(pool.clone(), config).await;
         let subscribing = || {
             let found = pool.stats().connections.into_iter().find(|one| one.role == Role::Subscribing).unwrap().server;
             cluster.servers.iter().position(|one| one.url().ends_with(&found)).unwrap()

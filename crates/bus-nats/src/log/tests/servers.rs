@@ -8,7 +8,7 @@ use plenum_channels::{Append, Live, LiveEvent, Log, Page, Position, Read, ReadEr
 use plenum_protocol::Publication;
 
 use crate::log::faults::Faults;
-use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks};
+use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks, SetupError};
 use crate::pool::{Pool, PoolConfig};
 
 /// A prefix that no other test on the same servers has.
@@ -35,9 +35,20 @@ pub async fn pool_at(urls: Vec<String>) -> Arc<Pool> {
     pool
 }
 
+/// A log on these connections. On a busy machine the servers may elect just then, and say so.
+pub async fn started(pool: Arc<Pool>, config: LogConfig) -> Arc<NatsLog> {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        match NatsLog::start(PoolLinks::new(pool.clone()), config.clone()).await {
+            Err(SetupError::Unavailable { .. }) if Instant::now() < deadline => {}
+            result => return result.unwrap(),
+        }
+    }
+}
+
 /// One replica.
 pub async fn replica(urls: Vec<String>, config: LogConfig) -> Arc<NatsLog> {
-    NatsLog::start(PoolLinks::new(pool(urls).await), config).await.unwrap()
+    started(pool(urls).await, config).await
 }
 
 /// Replicas of one log under a prefix of its own.
@@ -61,7 +72,7 @@ pub async fn faulty(urls: Vec<String>, mut config: LogConfig) -> (Arc<NatsLog>, 
 pub async fn faulty_at(url: String, mut config: LogConfig) -> (Arc<NatsLog>, Arc<Faults>) {
     let faults = Arc::new(Faults::default());
     config.faults = faults.clone();
-    (NatsLog::start(PoolLinks::new(pool_at(vec![url]).await), config).await.unwrap(), faults)
+    (started(pool_at(vec![url]).await, config).await, faults)
 }
 
 pub fn request(channel: &str, data: impl Into<Vec<u8>>) -> Append {
