@@ -1,5 +1,5 @@
 //! The keyed worker pool: order within a key, parallel across keys, bounded memory; no lock and no allocation per
-//! message. One per process and type of message.
+//! message. One per process for work that never waits; work that does has one of its own.
 
 mod queue;
 mod worker;
