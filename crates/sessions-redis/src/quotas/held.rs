@@ -20,6 +20,8 @@ pub(super) struct Held {
     groups: HashMap<Place, Group>,
     members: usize,
     leaving: VecDeque<(Place, Box<str>)>,
+    /// Enters whose answer was not taken in yet: Redis may know their members already.
+    entering: HashMap<Place, usize>,
     doubtful: HashSet<Place>,
     /// The same, those that wait longest first.
     order: VecDeque<Place>,
@@ -43,6 +45,7 @@ impl Held {
             groups: HashMap::new(),
             members: 0,
             leaving: VecDeque::new(),
+            entering: HashMap::new(),
             doubtful: HashSet::new(),
             order: VecDeque::new(),
             by_told: VecDeque::new(),
@@ -113,6 +116,35 @@ impl Held {
         leaving.into_iter().filter(|(place, member)| !self.has(place, member)).collect()
     }
 
+    /// An enter is under way, until [`Held::entered`].
+    pub fn will_enter(&mut self, place: &Place) {
+        *self.entering.entry(place.clone()).or_default() += 1;
+    }
+
+    /// What became of an enter was taken in.
+    pub fn entered(&mut self, place: &Place) {
+        if let Some(count) = self.entering.get_mut(place) {
+            *count -= 1;
+            if *count == 0 {
+                self.entering.remove(place);
+            }
+        }
+    }
+
+    /// Redis was told that a member left. Who came again meanwhile, or is about to, may have been taken back with that.
+    pub fn told_exit(&mut self, place: Place, member: &str) {
+        if self.has(&place, member) || self.entering.contains_key(&place) {
+            self.doubt(place);
+        }
+    }
+
+    /// Redis was told the members as they were at `version`. Who came or left meanwhile, or is about to, is not in that.
+    pub fn told_members(&mut self, place: Place, version: u64) {
+        if self.version(&place) != version || self.entering.contains_key(&place) {
+            self.doubt(place);
+        }
+    }
+
     pub fn has(&self, place: &Place, member: &str) -> bool {
         self.groups.get(place).is_some_and(|group| group.members.contains(member))
     }
@@ -169,5 +201,31 @@ impl Held {
     /// Members, and groups in doubt.
     pub fn state(&self) -> (usize, usize) {
         (self.members, self.doubtful.len())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Redis has carried out an enter and then an exit, or a list, that went out behind it; the enter's answer is taken in last.
+    #[test]
+    fn what_was_told_beside_an_enter_is_in_doubt() {
+        let place: Place = (Quota::UserConnections, "ann".into());
+        let mut held = Held::new(Incarnation { replica: 1, generation: 1 });
+        held.will_enter(&place);
+        held.told_exit(place.clone(), "1");
+        assert_eq!(held.state().1, 1);
+        held.take_doubts(1);
+        held.told_members(place.clone(), 0);
+        assert_eq!(held.state().1, 1);
+        held.take_doubts(1);
+        held.enter(&place, "1", 0);
+        held.entered(&place);
+        held.told_exit(place.clone(), "another");
+        held.told_members(place.clone(), held.version(&place));
+        assert_eq!(held.state().1, 0);
+        held.told_exit(place, "1");
+        assert_eq!(held.state().1, 1);
     }
 }

@@ -98,19 +98,31 @@ impl Drop for RedisQuotas {
     }
 }
 
-/// A call under way: who drops it does not learn whether it counted.
-struct Unsure<'a>(Option<(&'a Mutex<Held>, Place)>);
+/// An enter under way: who drops it does not learn whether it counted.
+struct Unsure<'a> {
+    held: &'a Mutex<Held>,
+    place: Place,
+    settled: bool,
+}
 
-impl Unsure<'_> {
+impl<'a> Unsure<'a> {
+    fn new(held: &'a Mutex<Held>, place: Place) -> Self {
+        held.lock().will_enter(&place);
+        Unsure { held, place, settled: false }
+    }
+
+    /// Its outcome was taken in.
     fn settle(mut self) {
-        self.0 = None;
+        self.settled = true;
     }
 }
 
 impl Drop for Unsure<'_> {
     fn drop(&mut self) {
-        if let Some((held, place)) = self.0.take() {
-            held.lock().doubt(place);
+        let mut held = self.held.lock();
+        held.entered(&self.place);
+        if !self.settled {
+            held.doubt(self.place.clone());
         }
     }
 }
@@ -144,9 +156,8 @@ impl Inner {
         let (limit, life) = (max.min(i64::MAX as u64) as i64, self.life.as_millis() as i64);
         let head = [text(&incarnation(own)), text(member), Value::Integer(limit), Value::Integer(life)];
         let arguments = head.into_iter().chain(alive.map(|alive| text(&incarnation(alive))));
-        let unsure = Unsure(Some((&self.held, place.clone())));
+        let unsure = Unsure::new(&self.held, place.clone());
         let answer = self.client.call(Call::script(&ENTER, &[&base], arguments).repeatable()).await;
-        unsure.settle();
         match answer.map(|found| found.as_i64()) {
             Ok(Some(-1)) => {
                 let mut held = self.held.lock();
@@ -154,16 +165,16 @@ impl Inner {
                 if held.own() != own {
                     held.doubt(place);
                 }
+                drop(held);
+                unsure.settle();
                 Ok(())
             }
             Ok(found) => {
+                unsure.settle();
                 Err(QuotaError::Reached { found: found.and_then(|found| found.try_into().ok()).unwrap_or(max), max })
             }
-            Err(error) => {
-                // It may have been counted nevertheless.
-                self.held.lock().doubt(place);
-                Err(QuotaError::Unavailable { reason: error.reason() })
-            }
+            // It may have been counted nevertheless.
+            Err(error) => Err(QuotaError::Unavailable { reason: error.reason() }),
         }
     }
 
@@ -182,9 +193,9 @@ impl Inner {
             let answers = self.client.call_all(leaving.iter().map(exit).collect()).await;
             let mut held = self.held.lock();
             for ((place, member), answer) in leaving.into_iter().zip(answers) {
-                // Who came again meanwhile may have been taken back with the exit.
-                if answer.is_err() || held.has(&place, &member) {
-                    held.doubt(place);
+                match answer {
+                    Ok(_) => held.told_exit(place, &member),
+                    Err(_) => held.doubt(place),
                 }
             }
         }
@@ -222,11 +233,10 @@ impl Inner {
             let mut held = self.held.lock();
             let answered = std::mem::take(&mut writing).into_iter().zip(answers);
             for ((place, version, members), answer) in answered {
-                if answer.is_ok() && members.len() > first + MEMBERS_AT_ONCE {
-                    writing.push((place, version, members));
-                } else if answer.is_err() || held.version(&place) != version {
-                    // Who came or left meanwhile is not in what was written.
-                    held.doubt(place);
+                match answer {
+                    Ok(_) if members.len() > first + MEMBERS_AT_ONCE => writing.push((place, version, members)),
+                    Ok(_) => held.told_members(place, version),
+                    Err(_) => held.doubt(place),
                 }
             }
         }
