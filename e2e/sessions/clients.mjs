@@ -9,6 +9,7 @@ import http from 'node:http';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
 import { Witness, check } from '../faults/checker.mjs';
+import { refusals, takeovers } from './takeover.mjs';
 
 const settings = JSON.parse(process.argv[2]);
 const requireTool = createRequire(`${process.env.PLENUM_TOOLS}/node/`);
@@ -76,7 +77,7 @@ class Member {
   errors = [];
   state = {};
 
-  constructor({ user, channel, variant = 'json', home, pinned = false, data, bare = false, patience = 2000, timeout = 5000, watch = false }) {
+  constructor({ user, channel, variant = 'json', home, pinned = false, data, bare = false, patience = 2000, watch = false }) {
     this.user = user;
     this.data = data;
     const getToken = async () => {
@@ -90,7 +91,6 @@ class Member {
       minReconnectDelay: 50,
       maxReconnectDelay: 500,
       maxServerPingDelay: patience,
-      timeout,
     });
     this.client.on('connected', ({ client, data: reply }) => {
       this.connects += 1;
@@ -258,6 +258,8 @@ function behind() {
 }
 
 const commands = {
+  ...takeovers({ WebSocket, endpoints, token, until }),
+
   /** A group of `count` clients spread over `channels`, at the replicas `homes` in turn; answers when all are there. */
   async group({ group, count, homes = [0, 1, 2], seconds = 30, channel, user, ...options }) {
     const first = members(group).length;
@@ -372,6 +374,13 @@ const commands = {
     for (const client of probes.clients) client.disconnect();
     Object.assign(probes, { loops: [], clients: [] });
     return {};
+  },
+
+  /** Signs tokens with another key from now on. Answers how each replica closes a connect with a token of the one before. */
+  async key({ tokenKey }) {
+    const before = token('somebody');
+    settings.tokenKey = tokenKey;
+    return { codes: await refusals(WebSocket, endpoints, before) };
   },
 
   /** Changes how long publishers wait. */

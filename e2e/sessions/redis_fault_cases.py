@@ -5,7 +5,8 @@ import time
 
 from frame import HIDDEN_SECONDS, Frame, operator
 from redis import RedisError
-from session_cases import CENSUS_SECONDS, case, described, emptied, expected, look, require, seconds, told, whole
+from resumes import Resumes
+from session_cases import CENSUS_SECONDS, GROUPS, case, described, emptied, expected, look, require, seconds, told, whole
 from system import STAYS, Sampler
 
 LEAVERS = 8
@@ -145,6 +146,7 @@ def emptied_under_load(system, figures, wrong):
 
 @case("connections lost while Redis is away")
 def lost_meanwhile(system, figures, wrong):
+    resumes = Resumes(system, GROUPS)
     there, count, before = expected(system), 12, look(system, "crowd")
     begin = time.time()
     with Sampler(system, [STAYS]) as sampler:
@@ -160,6 +162,7 @@ def lost_meanwhile(system, figures, wrong):
     after, hidden, seen = look(system, "crowd"), sampler.hidden(there), told(system, begin)
     kept = sum(after[i]["ids"] == before[i]["ids"] for i in range(count))
     figures["connections lost"] = f"{count}, {kept} have their client id"
+    resumes.judge(figures, wrong)
     figures["observers were told"] = described(seen)
     figures["longest that an answer lacked somebody"] = seconds(hidden)
     require(wrong, kept == count, f"{count - kept} came back as somebody else")

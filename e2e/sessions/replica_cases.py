@@ -5,6 +5,7 @@ import time
 
 from failure import Failure
 from frame import HIDDEN_SECONDS, Frame
+from resumes import Resumes
 from session_cases import GHOST_SECONDS, GROUPS, case, described, expected, look, require, seconds, told, whole
 from system import STAYS, Sampler
 
@@ -12,11 +13,9 @@ NOTICED_SECONDS = 6.0  # a client gives up a silent replica after 4 s, and needs
 ATTEMPT_SECONDS = 5.0  # so long a publisher waits for a replica (clients.mjs)
 SPREAD = 160  # clients of 500 that are brought back to a replica that is to be killed
 DISMISSED = 8  # clients of each killed replica that do not come back
-# All clients are one process. When that is late, it takes its own timers before the replies that wait in its sockets, and 500
-# clients that give up connections for it have it do more than what made it late. Plenum answers within 5 s at the latest, and gives
-# up who has not connected within 10 s for good.
-REPLY_MS = 8_000
-LATE_SECONDS = 8.0
+# All clients are one process. When that is late by more, pings that wait in its sockets make it give up connections, and replicas
+# miss its pongs.
+LATE_SECONDS = 1.5
 
 
 @case("replica killed under load")
@@ -25,15 +24,17 @@ def killed_under_load(system, figures, wrong):
     system.clients.run("group", group="here", count=12, homes=[1])
     groups = (*GROUPS, "here")
     whole(system, groups)
+    resumes = Resumes(system, groups)
     before = {member["user"]: member["ids"] for member in look(system, "here")}
     with Frame(system, [0, STAYS], groups) as frame:
         time.sleep(1)
-        system.replicas[1].kill()
+        resumes.kill(1)
         time.sleep(10)
         system.restart(1)
         figures["presence right on all replicas"] = f"{seconds(whole(system, groups, seconds=30))} after it was started again"
         time.sleep(3)
     frame.judge(figures, wrong, HIDDEN_SECONDS)
+    resumes.judge(figures, wrong)
     changed = [member["user"] for member in look(system, "here") if member["ids"] != before[member["user"]]]
     figures["its clients"] = f"{len(before)}, {len(changed)} are somebody else"
     require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
@@ -57,6 +58,7 @@ def paused_for(system, figures, wrong, length):
     system.clients.run("group", group="here", count=12, homes=[1])
     groups = (*GROUPS, "here", "held")
     whole(system, groups)
+    resumes = Resumes(system, groups)
     held = {member["ids"][-1] for member in look(system, "held")}
     before = {member["user"]: member["ids"] for member in (*look(system, "crowd"), *look(system, "here"))}
     with Frame(system, [0, STAYS], (*GROUPS, "here")) as frame:
@@ -72,6 +74,7 @@ def paused_for(system, figures, wrong, length):
         right = whole(system, groups, seconds=30)
     # Who comes back after the replica stopped counting is announced again.
     frame.judge(figures, wrong, NOTICED_SECONDS, ATTEMPT_SECONDS, kinds=("leave",))
+    resumes.judge(figures, wrong)
     after = [*look(system, "crowd"), *look(system, "here")]
     changed = [member["user"] for member in after if member["ids"] != before[member["user"]]]
     now = {member["ids"][-1] for member in look(system, "held")}
@@ -96,21 +99,24 @@ def paused_for(system, figures, wrong, length):
 def rolling(system, figures, wrong):
     system.clients.run("pace", pauseMs=400)
     system.clients.run("late")
+    right = False
     try:
         killed_in_turn(system, figures, wrong)
+        right = not wrong
     finally:
         late = system.clients.run("late")["late"] / 1000
         figures["longest that the process of the clients was late"] = f"{late:.1f} s"
-        require(wrong, late <= LATE_SECONDS, "this machine was too busy for the clients, which says nothing about Plenum")
+        if not right:
+            require(wrong, late <= LATE_SECONDS, "this machine was too busy for the clients, which says nothing about Plenum")
 
 
 def killed_in_turn(system, figures, wrong):
     # All at once would be more joins than the one process of clients takes on a busy machine.
     for _ in range(10):
-        system.clients.run("group", group="many", count=50, wait=120, seconds=100, timeout=REPLY_MS)
+        system.clients.run("group", group="many", count=50, wait=120, seconds=100)
     groups = (*GROUPS, "many")
     whole(system, groups, seconds=30)
-    asked = sum(member["asked"] for member in look(system, "many"))
+    resumes = Resumes(system, groups)
     before = {member["user"]: member["ids"] for member in look(system, "many")}
     begin, longest, ghosts, hidden, rounds, hit = time.monotonic(), 0.0, 0.0, 0.0, 0, []
     while time.monotonic() - begin < 180:
@@ -118,24 +124,22 @@ def killed_in_turn(system, figures, wrong):
         if not number:
             spread(system)
         hit.append(sum(member["replica"] == number for member in look(system, "many")))
-        right, shown, missing = killed_once(system, groups, number)
+        right, shown, missing = killed_once(system, groups, number, resumes)
         longest, ghosts, hidden = max(longest, right), max(ghosts, shown), max(hidden, missing)
         rounds += 1
         time.sleep(max(0.0, 20 - (time.monotonic() - start)))
     members = look(system, "many")
     changed = [member["user"] for member in members if member["ids"] != before[member["user"]]]
-    asked = sum(member["asked"] for member in members) - asked
     figures["kills"] = f"{rounds}, {min(hit)} to {max(hit)} of the clients were there"
     require(wrong, min(hit) >= SPREAD // 2, f"a killed replica had only {min(hit)} clients")
     figures["longest until presence was right"] = seconds(longest)
     figures["longest that somebody was shown who did not come back"] = f"{seconds(ghosts)}, {DISMISSED} at each kill"
     figures["longest missing from presence"] = seconds(hidden)
     figures["clients that are somebody else"] = f"{len(changed)} of {len(members)}"
-    figures["connection tokens asked for"] = asked
+    resumes.judge(figures, wrong)
     require(wrong, ghosts <= GHOST_SECONDS, f"somebody was shown for {ghosts:.1f} s")
     require(wrong, hidden <= HIDDEN_SECONDS, f"somebody was missing for {hidden:.1f} s")
     require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
-    require(wrong, not asked, f"getToken was called {asked} times")
     whole(system, groups, seconds=30)
 
 
@@ -148,7 +152,7 @@ def spread(system):
     system.clients.run("back", group="many", connects=connects, seconds=30)
 
 
-def killed_once(system, groups, number):
+def killed_once(system, groups, number, resumes):
     """Kills a replica and starts it again after 5 s; some of its clients do not come back. Answers how long it took until
     presence was right on the others, for how long those who left were shown there, and somebody who is there was not."""
     made = system.clients.run("group", group="gone", count=DISMISSED, homes=[number], pinned=True)["members"]
@@ -156,7 +160,7 @@ def killed_once(system, groups, number):
     gone, there, others = {member["ids"][-1] for member in made}, expected(system, groups), (1 - number, STAYS)
     with Sampler(system, others) as sampler:
         time.sleep(0.5)
-        system.replicas[number].kill()
+        resumes.kill(number)
         killed = time.time()
         restarted = threading.Timer(5, system.replicas[number].launch)
         restarted.start()

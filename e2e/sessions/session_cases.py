@@ -3,6 +3,7 @@
 import time
 
 from failure import Failure
+from resumes import Resumes
 from stack import until
 from system import CHANNELS, STAYS, Refused, Sampler
 
@@ -130,6 +131,7 @@ def described(events):
 
 def killed_and_resumed(system, number, group, figures, wrong):
     """Kills a replica; its clients in the group must come back elsewhere as who they were."""
+    resumes = Resumes(system, GROUPS)
     before = look(system, group)
     lost = [i for i, member in enumerate(before) if member["replica"] == number]
     require(wrong, lost, f"no client was on replica {number}")
@@ -137,25 +139,23 @@ def killed_and_resumed(system, number, group, figures, wrong):
     connects = [member["connects"] - (i not in lost) for i, member in enumerate(before)]
     others = [each for each in range(3) if each != number]
     with Sampler(system, others) as sampler:
-        system.replicas[number].kill()
+        resumes.kill(number)
         killed = time.time()
         after = system.clients.run("back", group=group, connects=connects, seconds=20)["members"]
         took = max((after[i]["connectedAt"] / 1000 - killed for i in lost), default=0)
         time.sleep(CENSUS_SECONDS)
     after = look(system, group)
     kept = [i for i in lost if after[i]["ids"] == before[i]["ids"]]
-    asked = sum(after[i]["asked"] - before[i]["asked"] for i in range(len(before)))
     seen = told(system, killed)
     hidden = sampler.hidden(there) if len(kept) == len(lost) else None
     figures["clients of the killed replica"] = (
         f"{len(lost)}, {len(kept)} came back with their client id, the last after {seconds(took)}")
     figures["joins and leaves seen"] = len(seen)
-    figures["connection tokens asked for"] = asked
+    resumes.judge(figures, wrong)
     figures["longest missing from presence"] = "unknown" if hidden is None else seconds(hidden)
     others = [after[i] for i in lost if i not in kept]
     require(wrong, not others, f"{len(others)} came back as somebody else: {others[:2]}")
     require(wrong, not seen, f"observers were told: {described(seen)}")
-    require(wrong, not asked, f"getToken was called {asked} times")
     require(wrong, not hidden, f"presence lacked somebody for {hidden} s")
 
 

@@ -7,6 +7,7 @@ import pathlib
 import queue
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -24,6 +25,8 @@ CHANNELS = [f"room:{number}" for number in range(4)]
 # The replica that is neither killed nor paused: what it says is what those see who stay.
 STAYS = 2
 SAMPLE_SECONDS = 0.15
+RELOADED = b"configuration reloaded"
+REFUSED = 3500  # a connection token that is not valid
 ROOM = {
     "name": "room", "presence": True, "join_leave": True, "force_push_join_leave": True, "history_size": 20000,
     "history_ttl": "600s", "force_recovery": True, "allow_subscribe_for_client": True, "allow_presence_for_subscriber": True,
@@ -125,8 +128,6 @@ class System:
         self.redis = RedisCluster(self.folder / "redis")
         settings = json.loads((ROOT / "e2e/plenum.json").read_text())
         settings["channel"]["namespaces"].append(ROOM)
-        # All clients are one process, which is not gone when it is late.
-        settings["client"]["missed_pongs"] = 15
         settings["nats"] = {"servers": self.cluster.urls, "replicas": 3, "user": "plenum", "password": PASSWORD}
         settings["redis"] = {"servers": self.redis.servers, "user": self.redis.user, "password": self.redis.password}
         self.key = settings["http_api"]["key"]
@@ -135,7 +136,7 @@ class System:
             log_path = LOGS / f"sessions-replica-{number}.log"
             log_path.write_bytes(b"")
             self.replicas.append(Replica(number, folder, settings, log_path))
-        self.clients = None
+        self.clients, self.keys = None, 0
         self.settings = {
             "endpoints": [replica.port for replica in self.replicas], "apiKey": self.key,
             "tokenKey": settings["client"]["token"]["hmac_secret_key"], "channels": CHANNELS, "publishers": 8, "pauseMs": 100,
@@ -157,6 +158,27 @@ class System:
     def restart(self, number):
         self.replicas[number].launch()
         self.ready()
+
+    def change_key(self):
+        """Gives the replicas another key of connection tokens, as a reload does: tokens from before are refused by each."""
+        self.keys += 1
+        key, ends = f"{self.settings['tokenKey']}-{self.keys}", []
+        for replica in self.replicas:
+            self.configure(replica, lambda settings: settings["client"]["token"].update(hmac_secret_key=key))
+            ends.append(replica.log_path.stat().st_size)
+            replica.process.send_signal(signal.SIGHUP)
+        for replica, end in zip(self.replicas, ends):
+            until(f"{replica.name} reloaded", lambda: RELOADED in replica.log_path.read_bytes()[end:], START_SECONDS)
+        codes = self.clients.run("key", tokenKey=key)["codes"]
+        if codes != [REFUSED] * len(self.replicas):
+            raise Failure(f"connects with a token of the key before ended with {codes}, not {REFUSED}")
+
+    @staticmethod
+    def configure(replica, change):
+        """Writes a replica's configuration anew; it takes effect at its next start, or reload."""
+        settings = json.loads(replica.config.read_text())
+        change(settings)
+        replica.config.write_text(json.dumps(settings))
 
     def heal(self):
         """After a case that failed half way: everything runs again."""
