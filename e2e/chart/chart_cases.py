@@ -3,6 +3,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 import sys
 import tempfile
@@ -82,7 +83,8 @@ class Chart(Rendered):
         for setting in ("websocket.replica=3", "nats.replicas=2", "redis.nodes=5", "redis.nodes=7", "nginx.service.type=Public",
                         "drain.seconds=-1", "websocket.replicas=many", "nats.syncInterval=never", "spread=Always",
                         "imageTag=latest", "nats.storageClass=fast", "externalNats.streamReplicas=2",
-                        "nginx.settings.CONNECTION_PER_ADDRESS=1", "nats.storage=20GB", "redis.storage=much", "nats.maxFileStore=18G"):
+                        "nginx.settings.CONNECTION_PER_ADDRESS=1", "nginx.settings.PROXY_PROTOCOL=off",
+                        "nginx.settings.RESOLVER_IPV6=false", "websocket.autoscaling.scaleDownSeconds=3601", "nats.storage=20GB", "redis.storage=much", "nats.maxFileStore=18G"):
             for program in HELMS:
                 with self.subTest(setting=setting, helm=program):
                     with self.assertRaisesRegex(RenderFailed, r"(?i)schema"):
@@ -272,6 +274,19 @@ class Chart(Rendered):
         found = resources("helm3", None, "--set", "websocket.autoscaling.enabled=true", "--set", "websocket.autoscaling.minReplicas=4")
         self.assertEqual(found["Deployment", "plenum-websocket"]["spec"]["replicas"], 4)
 
+    def test_an_autoscaler_has_no_longer_period_than_kubernetes_takes(self):
+        def period(*more):
+            found = resources("helm3", None, "--set", "websocket.autoscaling.enabled=true", *more)
+            return found["HorizontalPodAutoscaler", "plenum-websocket"]["spec"]["behavior"]["scaleDown"]["policies"][0]["periodSeconds"]
+
+        self.assertEqual(period(), 60 + 60 + 15 + 5 + 5)
+        self.assertEqual(period("--set", "drain.seconds=3600"), 1800)
+
+    def test_an_ingress_without_a_host_names_none(self):
+        spec = resources("helm3", None, "--set", "ingress.enabled=true", "--set", "ingress.tlsSecret=tls")["Ingress", "plenum"]["spec"]
+        self.assertEqual(spec["tls"], [{"secretName": "tls"}])
+        self.assertNotIn("host", spec["rules"][0])
+
     def test_the_redirect_to_https_names_a_port_that_is_not_443(self):
         def start(*more):
             return resources("helm3", None, *[word for setting in more for word in ("--set", setting)])["ConfigMap", "plenum-nginx"]["data"]["start"]
@@ -318,6 +333,7 @@ class Chart(Rendered):
         self.assertEqual(way("nginx.enabled=false"), "ws://plenum-websocket:8000/connection/websocket")
         self.assertIsNone(way(tls), "whom the certificate names is not known")
         self.assertIsNone(way("nginx.settings.PROXY_PROTOCOL=on"))
+        self.assertIsNone(way("nginx.settings.PROXY_PROTOCOL=true"), "as `on` without quotes in a values file")
         self.assertEqual(way(tls, ca), "wss://plenum:443/connection/websocket --ca=/etc/plenum-ca/ca.crt")
         self.assertEqual(way(tls, "tests.host=a.example"), "wss://a.example/connection/websocket")
         self.assertEqual(way("tests.host=a.example:8080"), "ws://a.example:8080/connection/websocket")
@@ -346,6 +362,21 @@ class Chart(Rendered):
         self.assertTrue(chosen["plenum-backup"]["suspend"])
         self.assertEqual(arguments(chosen["plenum-restore"]), ["restore", "--from=/backups/2026-11-21T03-15-00.000Z"])
 
+    def test_nginx_holds_all_connections_of_the_replicas_when_one_pod_is_gone(self):
+        for name in ("default", "ha"):
+            with self.subTest(scenario=name):
+                found = resources("helm3", scenarios()[name])
+                values, nginx = rendering.written(scenarios()[name]), found["Deployment", "plenum-nginx"]["spec"]
+                start = found["ConfigMap", "plenum-nginx"]["data"]["start"]
+                workers, connections = (int(re.search(rf"'{name}=(\d+)'", start)[1]) for name in ("WORKERS", "CONNECTIONS"))
+                scaled = values["websocket"]["autoscaling"]
+                replicas = scaled["maxReplicas"] if scaled["enabled"] else values["websocket"]["replicas"]
+                clients = replicas * values["websocket"]["maxConnections"] / (nginx["replicas"] - 1)
+                limit = nginx["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
+                # README.md, "Sizes of nginx": two connections for each client; memory of a client, and of the tables of a worker.
+                self.assertLessEqual(2 * clients, workers * connections)
+                self.assertLess(clients * 16.5 * 1024 + workers * connections / 16384 * 9e6, int(limit.removesuffix("Gi")) * 2**30 * 0.9)
+
     def test_the_domain_of_the_cluster_stands_nowhere_but_in_its_value(self):
         self.assertNotIn("cluster.local", rendering.text("helm3", None, "--set", "global.clusterDomain=k8s.example"))
 
@@ -364,6 +395,7 @@ class Chart(Rendered):
         pods |= {
             "stranger": {"namespace": policy.OWN, "labels": {}}, "foreigner": {"namespace": other, "labels": {}},
             "prometheus": {"namespace": policy.OWN, "labels": {"plenum/metrics": "true"}},
+            "monitoring": {"namespace": {"kubernetes.io/metadata.name": "monitoring"}, "labels": {"app.kubernetes.io/name": "prometheus"}},
             "backend": {"namespace": policy.OWN, "labels": {"plenum/api-client": "true"}},
             "dns": {"namespace": {"kubernetes.io/metadata.name": "kube-system"}, "labels": {"k8s-app": "kube-dns"}},
             "outside": None,
@@ -374,7 +406,7 @@ class Chart(Rendered):
         for one in pods:
             for end in pods:
                 for port in ports.get(end, ()):
-                    if one in ("stranger", "foreigner", "outside", "prometheus", "backend", "dns") and end == "dns":
+                    if one in ("stranger", "foreigner", "outside", "prometheus", "monitoring", "backend", "dns") and end == "dns":
                         continue
                     allowed = policy.may_talk(policies, pods[one], pods[end], port)
                     self.assertEqual(allowed, (one, end, port) in wanted, f"{one} → {end}:{port}")
@@ -394,7 +426,9 @@ class Chart(Rendered):
                    (("nats", 4222), ("nats", 8222), ("redis", 6379), ("websocket", 8000), ("api", 9000), ("nginx", 8080), ("nginx", 8443),
                     ("dns", 53))}
         arrows |= {("backup", "nats", 4222), ("backup", "dns", 53)}
-        anybody = {"stranger", "foreigner", "prometheus", "backend", "dns", "outside", "test"}
+        if name in ("ha", "full"):
+            arrows |= {("monitoring", end, port) for end, port in (("websocket", 9000), ("api", 9000), ("worker", 9000), ("nginx", 8081))}
+        anybody = {"stranger", "foreigner", "prometheus", "monitoring", "backend", "dns", "outside", "test"}
         if name == "ingress":
             arrows.add(("test", "nginx", 8080))
             arrows.add(("test", "nginx", 8443))

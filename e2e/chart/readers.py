@@ -32,6 +32,13 @@ def served(port):
         return None
 
 
+def command(pid):
+    """The name of a process; empty when there is none."""
+    with contextlib.suppress(OSError):
+        return pathlib.Path(f"/proc/{pid}/comm").read_text().strip()
+    return ""
+
+
 class Readers(Rendered):
     def test_nginx_takes_its_configuration(self):
         for name, values, found in self.each(nginx=True):
@@ -55,6 +62,44 @@ class Readers(Rendered):
                     self.assertEqual("ssl_certificate " in conf, bool(written["nginx"]["tls"]["existingSecret"]))
                     self.assertEqual("location /api/" in conf, written["api"]["public"], name)
 
+    def test_settings_of_nginx_arrive_as_they_stand_in_the_values(self):
+        policy = "default-src 'self'; script-src 'self' 'wasm-unsafe-eval'; frame-ancestors 'none'"
+        values = {
+            "nginx": {"settings": {"CSP": policy, "HSTS_SECONDS": 63_072_000, "HTTPS_SUFFIX": "", "PROXY_PROTOCOL": True, "WORKERS": None}},
+            "websocket": {"maxConnections": 1_000_000, "autoscaling": {"enabled": True, "connections": 1_000_000}},
+        }
+        with tempfile.TemporaryDirectory() as path:
+            folder = pathlib.Path(path)
+            (folder / "values.yaml").write_text(yaml.safe_dump(values))
+            for program in rendering.HELMS:
+                found = resources(program, folder / "values.yaml")
+                data = found["ConfigMap", "plenum-nginx"]["data"]
+                for file, text in data.items():
+                    (folder / file).write_text(text.replace("/etc/plenum-nginx", path).replace("/tmp/nginx", f"{path}/nginx"))
+                (folder / "start").write_text(re.sub(r"^exec nginx.*$", "", (folder / "start").read_text(), flags=re.M))
+                self.succeeds("sh", folder / "start", environment={**os.environ, "RESOLVER": "127.0.0.1"})
+                conf = (folder / "nginx.conf").read_text()
+                self.assertIn(f'add_header Content-Security-Policy "{policy}" always;', conf)
+                self.assertIn('"max-age=63072000"', conf)
+                self.assertIn("real_ip_header proxy_protocol;", conf)
+                self.assertIn("worker_processes 8;", conf)
+                self.assertIn("max_conns=1100000;", conf)
+                target = found["HorizontalPodAutoscaler", "plenum-websocket"]["spec"]["metrics"][1]["pods"]["target"]
+                self.assertEqual(target["averageValue"], "1000000")
+                self.assertNotIn(("Pod", "plenum-test-session"), found, "it does not speak the PROXY protocol")
+
+    def test_nginx_lets_connections_be_silent_for_longer_than_two_pings(self):
+        def timeouts(*more):
+            text = resources("helm3", None, *[word for setting in more for word in ("--set", setting)])["ConfigMap", "plenum-nginx"]["data"]["start"]
+            return tuple(re.search(rf"'{name}=(\w+)'", text)[1] for name in ("STREAM_TIMEOUT", "SHUTDOWN_TIMEOUT"))
+
+        self.assertEqual(timeouts(), ("60s", "3600s"))
+        self.assertEqual(timeouts("config.client.ping_interval=5s"), ("60s", "3600s"))
+        self.assertEqual(timeouts("config.client.ping_interval=1m30.5s", "config.client.pong_timeout=500ms"), ("183s", "3600s"))
+        self.assertEqual(timeouts("config.client.ping_interval=1h", "nginx.settings.STREAM_TIMEOUT=70s"), ("70s", "3600s"))
+        # Old workers go over ten times the drain, long before nginx would end them.
+        self.assertEqual(timeouts("drain.seconds=600"), ("60s", "12000s"))
+
     def certificate(self, folder):
         """A new pair in files of its own, as the kubelet makes them: nginx keeps what has the inode and second of before."""
         self.succeeds("openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost",
@@ -62,7 +107,7 @@ class Readers(Rendered):
         for end in ("key", "crt"):
             (folder / f"new.{end}").replace(folder / f"tls.{end}")
 
-    def test_nginx_takes_a_renewed_certificate(self):
+    def test_a_renewed_certificate_is_served_and_the_old_workers_go_one_after_the_other(self):
         data = resources("helm3", None, "--set", "nginx.tls.existingSecret=tls")["ConfigMap", "plenum-nginx"]["data"]
         port = free_port()
         with tempfile.TemporaryDirectory() as path:
@@ -70,21 +115,39 @@ class Readers(Rendered):
             self.certificate(folder)
             for old, new in (
                 ("/etc/plenum-nginx", path), ("/etc/nginx-tls", path), ("/tmp/nginx.conf", f"{path}/nginx.conf"),
-                ("sleep 60", "sleep 1"),
+                ("sleep 60", "sleep 1"), ("end_over 600 ", "end_over 8 "), ("'WORKERS=8'", "'WORKERS=4' 'OPEN_FILES=40000'"),
                 ("'HTTPS=8443'", f"'HTTPS=127.0.0.1:{port}' 'RUN={path}' 'USER={'root' if os.geteuid() == 0 else ''}'"),
                 ("'HTTP=8080'", f"'HTTP=127.0.0.1:{free_port()}'"), ("'STATUS=8081'", f"'STATUS=127.0.0.1:{free_port()}'"),
             ):
                 self.assertIn(old, data["start"])
                 data["start"] = data["start"].replace(old, new)
+            data["workers"] = data["workers"].replace("/tmp/nginx", f"{path}/nginx")
+            data["nginx.conf.template"] = data["nginx.conf.template"].replace("client_header_timeout 10s", "client_header_timeout 90s")
             for file, text in data.items():
                 (folder / file).write_text(text)
             environment = {**os.environ, "RESOLVER": "127.0.0.1", "PATH": f"{NGINX.parent}:{os.environ['PATH']}"}
             nginx = subprocess.Popen(["sh", str(folder / "start")], env=environment, stdout=subprocess.DEVNULL,
                                      stderr=subprocess.DEVNULL, start_new_session=True)
+            children = pathlib.Path(f"/proc/{nginx.pid}/task/{nginx.pid}/children")
+            workers = lambda: {pid for pid in children.read_text().split() if command(pid) == command(nginx.pid)}  # noqa: E731
             try:
                 until("the certificate is served", lambda: served(port) == (folder / "tls.crt").read_text(), 30)
+                until("its workers run", lambda: len(workers()) == 4, 30)
+                old, trust = workers(), ssl.create_default_context(cafile=folder / "tls.crt")
+                # Requests that are under way: without any a worker would go at once.
+                for _ in range(64):
+                    client = trust.wrap_socket(socket.create_connection(("127.0.0.1", port)), server_hostname="localhost")
+                    self.addCleanup(client.close)
+                    client.sendall(b"GET / HTTP/1.1\r\nHost: ")
                 self.certificate(folder)
                 until("the new certificate is served", lambda: served(port) == (folder / "tls.crt").read_text(), 30)
+                seen, end = [4], time.monotonic() + 40
+                while seen[-1] and time.monotonic() < end:
+                    seen.append(len(old & workers()))
+                    time.sleep(0.05)
+                self.assertEqual(seen, sorted(seen, reverse=True))
+                self.assertEqual(set(seen), {4, 3, 2, 1, 0})
+                self.assertEqual(len(workers()), 4, "the new ones stay")
             finally:
                 os.killpg(nginx.pid, signal.SIGTERM)
                 nginx.wait(30)
@@ -99,7 +162,8 @@ class Readers(Rendered):
                 ("'STATUS=8081'", f"'STATUS=127.0.0.1:{ports[1]}'"),
             ):
                 self.assertIn(old, data["start"])
-                data["start"], data["stop"] = data["start"].replace(old, new), data["stop"].replace(old, new)
+                for file in ("start", "workers", "stop"):
+                    data[file] = data[file].replace(old, new)
             for file, text in data.items():
                 (folder / file).write_text(text)
             environment = {**os.environ, "RESOLVER": "127.0.0.1", "PATH": f"{NGINX.parent}:{os.environ['PATH']}"}
@@ -239,12 +303,23 @@ class Readers(Rendered):
             with self.subTest(scenario=name, settings=more):
                 self.assertEqual("nginx.trustedProxies" in self.notes(scenarios()[name], *more), warned)
 
+    def test_the_notes_warn_where_prometheus_would_be_shut_out(self):
+        watched = ("--set", "metrics.podMonitor.enabled=true")
+        for name, more, warned in (
+            ("default", (), False), ("default", watched, True), ("default", (*watched, "--set", "networkPolicy.enabled=false"), False),
+            ("ha", (), False), ("ha", ("--set", "networkPolicy.metricsFrom=null"), True),
+        ):
+            with self.subTest(scenario=name, settings=more):
+                self.assertEqual("networkPolicy.metricsFrom" in self.notes(scenarios()[name], *more), warned)
+
     def test_the_notes_tell_the_address_and_three_commands_that_name_what_is_there(self):
         for name in NOTES:
             with self.subTest(scenario=name):
                 values = scenarios()[name]
                 notes = self.notes(values)
                 self.assertIn("/connection/websocket", notes)
+                self.assertIn("http://plenum-api.chat:9000/api", notes)
+                self.assertIn('plenum/api-client: "true"', notes)
                 self.assertEqual("No browser can connect yet" in notes, name not in ("ingress", "gateway", "loadbalancer"))
                 for number in (1, 2, 3):
                     self.assertRegex(notes, rf"(?m)^  {number}\. ")

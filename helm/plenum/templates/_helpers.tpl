@@ -49,7 +49,7 @@ app.kubernetes.io/component: {{ . }}
 {{/* Where `helm test` connects; empty: there is no test, because its way in has a certificate or a protocol that it cannot meet. */}}
 {{- define "plenum.testUrl" -}}
 {{- $tls := and .Values.nginx.enabled (ne .Values.nginx.tls.existingSecret "") -}}
-{{- $proxy := eq (get .Values.nginx.settings "PROXY_PROTOCOL" | default "" | toString) "on" -}}
+{{- $proxy := ne (include "plenum.nginxValue" (get .Values.nginx.settings "PROXY_PROTOCOL")) "" -}}
 {{- $edge := or (and .Values.ingress.enabled (ne .Values.ingress.tlsSecret "")) .Values.httpRoute.enabled (ne .Values.tests.caSecret "") -}}
 {{- if .Values.tests.host -}}
 {{ ternary "wss" "ws" (or $tls $edge) }}://{{ .Values.tests.host }}/connection/websocket
@@ -61,6 +61,38 @@ ws://{{ include "plenum.fullname" . }}:{{ .Values.nginx.service.port }}/connecti
 {{- else if .Values.tests.caSecret -}}
 wss://{{ include "plenum.fullname" . }}:{{ .Values.nginx.service.httpsPort }}/connection/websocket
 {{- end -}}
+{{- end -}}
+
+{{/* A value of nginx.settings as text. YAML's `on` is true, and numbers of a values file are floating: 1e+06 from a million on. */}}
+{{- define "plenum.nginxValue" -}}
+{{- if kindIs "bool" . -}}{{ ternary "on" "" . }}
+{{- else if kindIs "float64" . -}}{{ int64 . }}
+{{- else if not (kindIs "invalid" .) -}}{{ . }}
+{{- end -}}
+{{- end -}}
+
+{{/* Connections of a replica that one nginx pod holds (0: any number): a tenth more than it takes, so that a full one says so itself,
+with Retry-After and in its metrics, also when all connections come through one pod. */}}
+{{- define "plenum.perReplica" -}}
+{{- $most := dig "client" "connection_limit" .Values.websocket.maxConnections .Values.config | int64 -}}
+{{- add $most (div (add $most 9) 10) -}}
+{{- end -}}
+
+{{/* Whole seconds, rounded up, of a duration as in the configuration: 1h30m, 1.5s. */}}
+{{- define "plenum.seconds" -}}
+{{- $total := 0.0 -}}
+{{- range regexFindAll "[0-9.]+(ms|s|m|h)" (toString .) -1 -}}
+{{- $unit := get (dict "ms" 0.001 "s" 1.0 "m" 60.0 "h" 3600.0) (regexReplaceAll "[0-9.]+" . "") -}}
+{{- $total = addf $total (mulf (regexFind "[0-9.]+" . | float64) $unit) -}}
+{{- end -}}
+{{- ceil $total | int64 -}}
+{{- end -}}
+
+{{/* How long nginx lets a connection be silent: two pings and the time for an answer, at least a minute. */}}
+{{- define "plenum.streamTimeout" -}}
+{{- $ping := include "plenum.seconds" (dig "client" "ping_interval" "25s" .Values.config) | int64 -}}
+{{- $pong := include "plenum.seconds" (dig "client" "pong_timeout" "10s" .Values.config) | int64 -}}
+{{- printf "%ds" (max 60 (add (mul 2 $ping) $pong)) -}}
 {{- end -}}
 
 {{/* Seconds between SIGTERM's announcement and SIGKILL. */}}
