@@ -2,21 +2,32 @@
 
 import json
 
-def increase(metric, which):
-    return f"sum by (job) (increase({metric}{{{which}}}[5m]))"
+# Results of handshakes that were refused for another replica to take.
+ON_PURPOSE = "draining|connection_limit|rate_limit"
+DELIVERY, APPEND = "plenum_delivery_duration_seconds", "plenum_log_append_duration_seconds"
 
 
-def handshakes(which):
-    return increase("plenum_handshakes_total", which)
+def increase(metric, which, by="by (job) "):
+    return f"sum {by}(increase({metric}{{{which}}}[5m]))"
+
+
+def handshakes(which, by="by (job) "):
+    return increase("plenum_handshakes_total", which, by)
+
+
+def average(metric, which="", window="5m", by="by (job) "):
+    return f"sum {by}(rate({metric}_sum{{{which}}}[{window}])) / (sum {by}(rate({metric}_count{{{which}}}[{window}])) > 0)"
+
+
+def publish_to_queue(*how):
+    """Average seconds from a publish to subscribers' queues; where one part did not happen, the other."""
+    append, delivery = average(APPEND, *how), average(DELIVERY, *how)
+    return f"{append} + {delivery} or {append} or {delivery}"
 
 
 def commands(which):
     return increase("plenum_commands_total", which) + " + " + increase("plenum_api_requests_total", which)
 
-
-# Results of handshakes that were refused for another replica to take.
-ON_PURPOSE = "draining|connection_limit|rate_limit"
-LATENCY = "plenum_delivery_duration_seconds"
 
 ALERTS = [
     {
@@ -31,13 +42,25 @@ ALERTS = [
         "5 minutes. The board Overview shows the reasons: origins, certificates, bad requests.",
     },
     {
+        "alert": "PlenumFull",
+        # One full replica is no matter, because the proxy takes another; what has no connections serves no clients.
+        "expr": 'min by (job) (increase(plenum_handshakes_total{result="connection_limit"}[5m]) and on (job, instance) '
+        "(plenum_connections > 0)) > 0",
+        "for": "5m",
+        "severity": "critical",
+        "summary": "All replicas have as many connections as they may",
+        "description": "Every replica of {{ $labels.job }} that serves clients refuses more of them (client.connection_limit): add "
+        "replicas, or raise the limit together with memory and open files.",
+    },
+    {
         "alert": "PlenumLatencyHigh",
-        "expr": f"sum by (job) (rate({LATENCY}_sum[5m])) / sum by (job) (rate({LATENCY}_count[5m])) > 0.2",
+        "expr": "(" + publish_to_queue() + ") > 0.2",
         "for": "5m",
         "severity": "warning",
         "summary": "Publications take over 200 ms on average",
-        "description": "On average {{ $value | humanizeDuration }} pass in {{ $labels.job }} between the log's storing of a "
-        "publication and subscribers' queues. Look at CPU, NATS round trips, doubtful shards, and clocks.",
+        "description": "On average {{ $value | humanizeDuration }} pass in {{ $labels.job }} between a publish and subscribers' "
+        "queues. Append latency and Delivery latency on the board Overview show where; look at CPU, NATS round trips and disks, "
+        "doubtful shards, and clocks.",
     },
     {
         "alert": "PlenumMemoryHigh",

@@ -3,6 +3,8 @@
 $job chooses the scrape job, $instance the replicas; both are of what the data source knows.
 """
 
+import alerts
+
 SELECT = 'job=~"$job",instance=~"$instance"'
 WINDOW = "$__rate_interval"
 FAILED = ',code!="0"'
@@ -29,16 +31,15 @@ def panel(title, unit, queries, about="", kind="timeseries", thresholds=None, st
 
 
 def overview():
-    latency = "plenum_delivery_duration_seconds"
-    append = "plenum_log_append_duration_seconds"
-    handshakes = f'sum(increase(plenum_handshakes_total{{{SELECT},result="accepted"}}[5m]))'
-    all_handshakes = f"sum(increase(plenum_handshakes_total{{{SELECT}}}[5m]))"
+    latency, append = alerts.DELIVERY, alerts.APPEND
+    handshakes = alerts.handshakes(f'{SELECT},result="accepted"', by="")
+    all_handshakes = alerts.handshakes(f'{SELECT},result!~"{alerts.ON_PURPOSE}"', by="")
     return [
         ("Now", [
             panel("Connections", "short", [query(f"sum(plenum_connections{{{SELECT}}})", "")], "Open client connections.", "stat"),
             panel("Replicas", "short", [query(f"count(plenum_build_info{{{SELECT}}})", "")], "Processes that answer.", "stat"),
             panel("Connect success", "percentunit", [query(f"{handshakes} / {all_handshakes}", "")],
-                  "Handshakes of the last 5 minutes that became connections.", "stat", [(0, "red"), (0.95, "green")]),
+                  "Handshakes of the last 5 minutes that became connections, without those refused for another replica to take.", "stat", [(0, "red"), (0.95, "green")]),
             panel("Deliveries", "ops", [query(f"sum({rate('plenum_publications_delivered_total')})", "")],
                   "Publications queued for subscribers.", "stat"),
             panel("Delivery p99", "s", [query(quantile(0.99, latency), "")],
@@ -68,6 +69,8 @@ def overview():
                   "From the log's storing to subscribers' queues; the log's clock has milliseconds."),
             panel("Append latency", "s", [query(quantile(share, append), f"p{share * 100:.0f}") for share in (0.5, 0.95, 0.99)],
                   "From a publish to the log's acknowledgement."),
+            panel("Publish to queue, average", "s", [query(alerts.publish_to_queue(SELECT, WINDOW, ""), "")],
+                  "Append and delivery together: what PlenumLatencyHigh looks at."),
             panel("Deliveries per write", "short", [
                 query(f"sum({rate('plenum_publications_delivered_total')}) / sum({rate('plenum_socket_writes_total')})", "")],
                 "How well writes are coalesced: each write is a system call."),
