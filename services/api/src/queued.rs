@@ -80,12 +80,9 @@ macro_rules! queued {
             pub fn subjects(&self) -> Vec<&str> {
                 match &self.0 {
                     Queued::Publish(request) => vec![request.channel.as_deref().unwrap_or_default()],
-                    Queued::Broadcast(request) => match request.channels.as_deref() {
-                        Some(channels) if (1..=MAX_OPERATIONS).contains(&channels.len()) => {
-                            channels.iter().map(String::as_str).collect()
-                        }
-                        // Refused as a whole.
-                        _ => vec![""],
+                    Queued::Broadcast(request) => match channels(request) {
+                        Some(channels) => channels.iter().map(String::as_str).collect(),
+                        None => vec![""],
                     },
                     $(Queued::$variant(request) => {
                         let about = [$(request.$by.as_deref()),+];
@@ -96,11 +93,13 @@ macro_rules! queued {
         }
 
         impl Commands {
-            async fn other(&self, command: Queued) -> Result<(), ApiError> {
-                match command {
-                    Queued::Publish(request) => self.call(request).await,
-                    Queued::Broadcast(request) => self.call(request).await,
-                    $(Queued::$variant(request) => self.call(request).await,)*
+            /// Carries one part of a command out. A publication without an idempotency key of its own gets one of `key`, so
+            /// that the same part publishes once, however often it is called.
+            pub async fn run(&self, command: &QueuedCommand, part: usize, key: &str) -> Result<(), ApiError> {
+                match &command.0 {
+                    Queued::Publish(request) => self.publish(request, key).await,
+                    Queued::Broadcast(request) => self.broadcast(request, part, key).await,
+                    $(Queued::$variant(request) => self.call(request.clone()).await,)*
                 }
             }
         }
@@ -124,6 +123,14 @@ impl QueuedCommand {
     pub fn decode(message: &[u8]) -> Result<Self, ApiError> {
         let form: Form = read(message)?;
         Self::with_method(&form.method, form.payload.get().as_bytes())
+    }
+
+    /// The channel of a part of a broadcast into several.
+    pub fn channel(&self, part: usize) -> Option<&str> {
+        match &self.0 {
+            Queued::Broadcast(request) => channels(request).filter(|all| all.len() > 1)?.get(part).map(String::as_str),
+            _ => None,
+        }
     }
 
     /// Publishes a payload as it is.
@@ -156,43 +163,47 @@ impl Commands {
         Self { calls: Calls { node, metrics } }
     }
 
-    /// Carries one part of a command out. A publication without an idempotency key of its own gets one of `key`, so that
-    /// the same part publishes once, however often it is called.
-    pub async fn run(&self, command: &QueuedCommand, part: usize, key: &str) -> Result<(), ApiError> {
-        let own = |given: &Option<String>| given.as_ref().is_some_and(|key| !key.is_empty());
-        match command.0.clone() {
-            Queued::Publish(mut request) => {
-                if !own(&request.idempotency_key) {
-                    request.idempotency_key = Some(key.to_owned());
-                }
-                self.call(request).await
-            }
-            Queued::Broadcast(request) => match command.subjects().get(part) {
-                Some(channel) if !channel.is_empty() => {
+    async fn publish(&self, request: &PublishRequest, key: &str) -> Result<(), ApiError> {
+        let mut request = request.clone();
+        request.idempotency_key = own(&request.idempotency_key).or_else(|| Some(key.to_owned()));
+        self.call(request).await
+    }
+
+    /// Publishes into one of the channels. It costs the same for each of them: there may be 10,000.
+    async fn broadcast(&self, request: &BroadcastRequest, part: usize, key: &str) -> Result<(), ApiError> {
+        match channels(request).and_then(|channels| channels.get(part)) {
+            Some(channel) => {
+                self.call(PublishRequest {
+                    channel: Some(channel.clone()),
+                    data: request.data.clone(),
+                    b64data: request.b64data.clone(),
+                    skip_history: request.skip_history,
+                    tags: request.tags.clone(),
                     // A channel that is named twice gets both.
-                    let given = request.idempotency_key.filter(|key| !key.is_empty());
-                    self.call(PublishRequest {
-                        channel: Some((*channel).to_owned()),
-                        data: request.data,
-                        b64data: request.b64data,
-                        skip_history: request.skip_history,
-                        tags: request.tags,
-                        idempotency_key: Some(given.unwrap_or_else(|| format!("{key}#{part}"))),
-                        delta: request.delta,
-                        version: request.version,
-                        version_epoch: request.version_epoch,
-                    })
-                    .await
-                }
-                _ => self.call(request).await,
-            },
-            other => self.other(other).await,
+                    idempotency_key: own(&request.idempotency_key).or_else(|| Some(format!("{key}#{part}"))),
+                    delta: request.delta,
+                    version: request.version,
+                    version_epoch: request.version_epoch.clone(),
+                })
+                .await
+            }
+            None => self.call(request.clone()).await,
         }
     }
 
     async fn call<C: Call>(&self, call: C) -> Result<(), ApiError> {
         self.calls.call(call).await.map(|_| ())
     }
+}
+
+/// The channels of a broadcast; `None` where it is refused as a whole.
+fn channels(request: &BroadcastRequest) -> Option<&[String]> {
+    request.channels.as_deref().filter(|channels| (1..=MAX_OPERATIONS).contains(&channels.len()))
+}
+
+/// A key that was given.
+fn own(key: &Option<String>) -> Option<String> {
+    key.clone().filter(|key| !key.is_empty())
 }
 
 fn read<T: serde::de::DeserializeOwned>(text: &[u8]) -> Result<T, ApiError> {

@@ -51,8 +51,7 @@ impl ProcessInOrder for Consumer {
 
     async fn process(&self, message: &Received, command: &QueuedCommand, part: usize) -> Result<(), ProcessError> {
         let Err(error) = self.commands.run(command, part, &self.key(message)).await else { return Ok(()) };
-        let subjects = command.subjects();
-        let about = match subjects.get(part).filter(|_| subjects.len() > 1) {
+        let about = match command.channel(part) {
             Some(channel) => format!("{channel}: {}", error.message),
             None => error.message.clone(),
         };

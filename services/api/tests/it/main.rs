@@ -10,5 +10,6 @@ mod fixture;
 mod health;
 mod methods;
 mod orders;
+mod queued;
 mod server;
 mod stats;
