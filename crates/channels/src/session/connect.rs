@@ -51,12 +51,18 @@ struct Newcomer {
 /// What a connection is made of, whether anew or resumed.
 struct Grant {
     claims: ConnectionClaims,
-    /// It stands on a connection token.
-    token: bool,
+    /// Of the connection token that it stands on, whether shown now or at an earlier connect; zeros for none.
+    token: [u8; 16],
     client: Uuid,
     generation: u32,
     nonce: Nonce,
     won: Option<Won>,
+}
+
+impl Grant {
+    fn has_token(&self) -> bool {
+        self.token != token_mark("")
+    }
 }
 
 impl From<Refusal> for Failure {
@@ -219,14 +225,14 @@ impl Newcomer {
         let (expires, ttl) = time_to_live(claims.expire_at)?;
         let app = (std::mem::take(&mut request.name), std::mem::take(&mut request.version));
         let step = grant.won.as_ref().map_or(0, |won| won.fence.step);
-        let mut identity = Identity::new(grant.client, claims, grant.token, app, step);
+        let mut identity = Identity::new(grant.client, claims, grant.has_token(), app, step);
         let mut registered = Arc::new(identity.clone());
         if !node.registry.identify(*connection, &registered, settings.client.user_connection_limit) {
             return Err(Disconnect::CONNECTION_LIMIT.into());
         }
         let counted = count(node, &settings, &registered).await?;
         // Only now: an entry that comes after this look finds the connection.
-        node.access.check(claims, grant.token)?;
+        node.access.check(claims, grant.has_token())?;
         if grant.won.is_some() {
             identity.resumption = Some(Resumption::begin(node, grant.client, step));
             registered = Arc::new(identity);
@@ -238,7 +244,7 @@ impl Newcomer {
             generation: grant.generation,
             nonce: grant.nonce,
             sealed_at: unix_now(),
-            token: token_mark(&request.token),
+            token: grant.token,
             claims: grant.claims.clone(),
         };
         let mut subscriptions = grant.claims.subscriptions;
@@ -288,10 +294,10 @@ impl Newcomer {
             return self.fresh(self.authenticate(settings, request).await?, request);
         }
         let mut claims = if same { pass.claims.clone() } else { self.authenticate(settings, request).await? };
-        let token = pass.token != [0; 16] || !request.token.is_empty();
+        let token = if request.token.is_empty() { pass.token } else { token_mark(&request.token) };
         let outcome = if claims.user != pass.claims.user {
             Err(Resumed::Foreign)
-        } else if self.node.access.check(&claims, token).is_err() {
+        } else if self.node.access.check(&claims, token != token_mark("")).is_err() {
             Err(Resumed::Denied)
         } else {
             self.node.resume.take(&pass, resume).await
@@ -312,7 +318,7 @@ impl Newcomer {
     }
 
     fn fresh(&self, claims: ConnectionClaims, request: &ConnectRequest) -> Result<Grant, Failure> {
-        let token = !request.token.is_empty();
+        let token = token_mark(&request.token);
         Ok(Grant { claims, token, client: self.connection, generation: 1, nonce: rand::random(), won: None })
     }
 

@@ -60,9 +60,17 @@ async fn a_connection_comes_back_on_another_replica_as_it_was() {
     assert_eq!((token.uid.as_str(), token.issued_at, connections.len()), ("x", 7, 1));
     confirm(&mut client).await;
     client.end(LOST);
-    let (_client, third, _) = Client::connect_with(&one, "", &pass).await;
+    let (mut client, third, pass) = Client::connect_with(&one, "", &pass).await;
     assert_eq!(third.client, first.client);
     assert_eq!((outcomes(&one, Resume::Accepted), outcomes(&other, Resume::Accepted)), (1, 1));
+    // It stands on the token of the first connect, however often it comes back without one.
+    let token = one.connections("anna").await.unwrap()[&first.client].token.clone();
+    assert_eq!(token.map(|token| (token.uid, token.issued_at)), Some(("x".to_owned(), 7)));
+    confirm(&mut client).await;
+    other.revoke_token("x", 0).await.unwrap();
+    assert_eq!(client.close().await, Disconnect::INVALID_TOKEN);
+    let (_client, stranger, _) = Client::connect_with(&other, "", &pass).await;
+    assert_eq!((stranger.client == first.client, outcomes(&other, Resume::Denied)), (false, 1));
 }
 
 #[tokio::test(start_paused = true)]
