@@ -96,6 +96,8 @@ class Stack:
             "client": {
                 "allowed_origins": ["http://127.0.0.1:*", "http://localhost:*"],
                 "allow_anonymous_connect_without_token": True,
+                # The load test opens 500 a second, also to a single replica.
+                "connection_rate_limit": 1000,
                 "token": {"hmac_secret_key": self.secrets.tokens},
             },
             "http_api": {"key": self.secrets.api},

@@ -307,7 +307,7 @@ class Readers(Rendered):
         watched = ("--set", "metrics.podMonitor.enabled=true")
         for name, more, warned in (
             ("default", (), False), ("default", watched, True), ("default", (*watched, "--set", "networkPolicy.enabled=false"), False),
-            ("ha", (), False), ("ha", ("--set", "networkPolicy.metricsFrom=null"), True),
+            ("ha", (), False), ("ha", ("--set-json", "networkPolicy.metricsFrom=[]"), True),
         ):
             with self.subTest(scenario=name, settings=more):
                 self.assertEqual("networkPolicy.metricsFrom" in self.notes(scenarios()[name], *more), warned)

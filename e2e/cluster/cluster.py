@@ -3,6 +3,7 @@
 Environment:
   PLENUM_CLUSTER_EXEC   words put before kubectl, helm and clients, so that they reach the cluster's network and names (default: none)
   PLENUM_CLUSTER_LOAD   command that takes the archive of an image as its last argument (default: found by deploy/cluster/load)
+  PLENUM_CLUSTER_HELM   the helm that is used (default: helm 3 of .tools)
   PLENUM_CLUSTER_NODE   words put before iptables, so that it runs on the node (default: PLENUM_CLUSTER_EXEC; none: no partitions)
 """
 
@@ -16,7 +17,7 @@ import threading
 import time
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent.parent
-HELM = str(ROOT / ".tools/helm/helm3")
+HELM = os.environ.get("PLENUM_CLUSTER_HELM") or str(ROOT / ".tools/helm/helm3")
 INSIDE = shlex.split(os.environ.get("PLENUM_CLUSTER_EXEC", ""))
 NODE = shlex.split(os.environ.get("PLENUM_CLUSTER_NODE", os.environ.get("PLENUM_CLUSTER_EXEC", "")))
 LOAD = shlex.split(os.environ.get("PLENUM_CLUSTER_LOAD", str(ROOT / "deploy/cluster/load")))
@@ -91,6 +92,10 @@ class Namespace:
             selector += f",app.kubernetes.io/component={component}"
         return {pod["metadata"]["name"]: pod for pod in self.items("pods", "-l", selector)
                 if pod["status"].get("phase") not in ("Succeeded", "Failed")}
+
+    def born(self, kinds):
+        """The pods of these kinds by what no other pod will ever be: their uid, with their names."""
+        return {pod["metadata"]["uid"]: name for kind in kinds for name, pod in self.pods(kind).items()}
 
     def restarts(self):
         """Containers that were started again, as text."""

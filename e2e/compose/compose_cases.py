@@ -117,6 +117,9 @@ class Compose(unittest.TestCase):
             mount = next(each for each in service["volumes"] if each["target"] == service["environment"]["PLENUM_CONFIG"])
             environment = {key: value for key, value in service["environment"].items() if key != "PLENUM_CONFIG"}
             output([BINARY, "config", "check", "--config", mount["source"]], env=environment)
+            # A replica that comes back empty must not get all clients in one moment.
+            client = json.loads(pathlib.Path(mount["source"]).read_text())["client"]
+            self.assertGreater(client.get("connection_rate_limit", 0), 0)
 
     def test_nginx_takes_its_settings(self):
         script = self.services["nginx"]["command"][2]
