@@ -5,6 +5,7 @@ import contextlib
 import importlib.machinery
 import importlib.util
 import io
+import os
 import pathlib
 import shutil
 import sys
@@ -15,6 +16,7 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT / "e2e"))
 import again  # noqa: E402
 import cases  # noqa: E402
+import static  # noqa: E402
 from again import RUST_LINE, SUITE_LINE  # noqa: E402
 
 ONE, TWO = "target/debug/deps/plenum_api-1f", "target/debug/deps/doctor-2e"
@@ -201,6 +203,23 @@ class Whole(unittest.TestCase):
     def test_a_suite_without_a_filter_runs_again_as_a_whole(self):
         status, lines = self.outcome("fails-once", filtered=False)
         self.assertEqual((status, lines[-1]), (0, "total: 2 passed, 0 failed, 0 skipped"))
+
+    def test_a_program_that_is_older_than_a_source_is_not_packed(self):
+        with tempfile.TemporaryDirectory() as path:
+            root = pathlib.Path(path)
+            program, sources = root / "plenum", [root / "Cargo.lock", root / "crates/a/src/lib.rs", root / "deploy/images/compile"]
+            self.assertFalse(static.current(program, root), "there is none")
+            for number, file in enumerate((*sources, root / "docs/a.md", program)):
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.touch()
+                os.utime(file, (number, number))
+            self.assertTrue(static.current(program, root))
+            os.utime(root / "docs/a.md", (99, 99))
+            self.assertTrue(static.current(program, root), "it is not made from that")
+            for source in sources:
+                os.utime(source, (99, 99))
+                self.assertFalse(static.current(program, root), source)
+                os.utime(source, (0, 0))
 
     def test_when_the_time_for_second_runs_is_over_the_failure_stays(self):
         minutes, again.MINUTES = again.MINUTES, 0

@@ -3,8 +3,8 @@ their own: the server serves messages, finds names, and knows certificates; ngin
 
     e2e/images/images_cases.py [--or-skip] [words of a case]       needs root, buildah and runc
 
-PLENUM_IMAGE_BINARY is a static plenum to put in; without it target/image/plenum is used, and compiled where it is missing.
-With --or-skip nothing is compiled, and a machine that cannot run the cases skips them and says why.
+PLENUM_IMAGE_BINARY is a static plenum to put in; without it target/image/plenum is used, and compiled (profile fast, or PROFILE) where it
+is missing or older than a source. With --or-skip a machine that cannot run the cases skips them and says why.
 """
 
 import hashlib
@@ -29,6 +29,7 @@ sys.path.insert(0, str(ROOT / "e2e"))
 sys.path.insert(0, str(ROOT / "e2e/cluster"))
 import cases  # noqa: E402
 import pack  # noqa: E402
+import static  # noqa: E402
 
 NAME = "plenum.test"
 TAG = "localhost/plenum-image-test:1"
@@ -45,16 +46,6 @@ SETTINGS = {
         "history_ttl": "1m", "force_recovery": True, "allow_publish_for_subscriber": True, "allow_publish_for_anonymous": True,
     }]},
 }
-
-
-def binary():
-    given = os.environ.get("PLENUM_IMAGE_BINARY")
-    if given:
-        return pathlib.Path(given).resolve()
-    found = ROOT / "target/image/plenum"
-    if not found.exists():
-        subprocess.run([ROOT / "deploy/images/compile"], check=True)
-    return found
 
 
 def sections(elf):
@@ -170,7 +161,7 @@ class Built(unittest.TestCase):
         cls.folder = pathlib.Path(cls.temporary.name)
         cls.folder.chmod(0o755)
         archive = cls.folder / "oci.tar"
-        subprocess.run([ROOT / "deploy/images/build", "--prebuilt", binary(), "--tag", TAG, "--oci", archive], check=True,
+        subprocess.run([ROOT / "deploy/images/build", "--prebuilt", static.binary(), "--tag", TAG, "--oci", archive], check=True,
                        capture_output=True, env=os.environ | {"PLENUM_IMAGE_ENGINE": "buildah"})
         cls.archive = Archive(archive, cls.folder)
         # The public nginx cannot be pulled here: this machine's own is the base.
@@ -320,9 +311,7 @@ def missing():
     for program in ("buildah", "runc"):
         if not shutil.which(program):
             return f"{program} is missing"
-    if "PLENUM_IMAGE_BINARY" not in os.environ and not (ROOT / "target/image/plenum").exists():
-        return "there is no static program: deploy/images/compile makes one, in some minutes"
-    return None
+    return static.missing()
 
 
 def alone():
@@ -330,7 +319,8 @@ def alone():
     if os.environ.get("PLENUM_ALONE"):
         subprocess.run(["ip", "link", "set", "lo", "up"], check=True)
         return
-    os.environ["PLENUM_ALONE"] = "1"
+    # Compiled here, where there is a network still.
+    os.environ |= {"PLENUM_ALONE": "1", "PLENUM_IMAGE_BINARY": str(static.binary())}
     os.execvp("unshare", ["unshare", "--net", "--", sys.executable, os.path.abspath(__file__), *sys.argv[1:]])
 
 
