@@ -58,6 +58,12 @@ class Updates:
             [UPDATES, *redis.servers], env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
         )
 
+    def rest(self):
+        """From now on nobody uses the sessions; gives back when that is so."""
+        self.process.stdin.write("rest\n")
+        self.process.stdin.flush()
+        self.process.stdout.readline()
+
     def finish(self):
         output, _ = self.process.communicate("", timeout=90)
         if self.process.returncode != 0:

@@ -53,5 +53,5 @@ pub mod testing;
 
 pub use copies::RedisCopies;
 pub use results::{RESULT_TTL, RedisResults};
-pub use sessions::RedisSessions;
+pub use sessions::{RedisSessions, SessionLoss};
 pub use tails::RedisTails;

@@ -13,7 +13,7 @@ use tokio::time::{Instant, sleep};
 use super::error::{Failure, Reply};
 use super::link::{Link, Wire};
 use super::redis::Shared;
-use super::{Address, Call, CallError, Purpose};
+use super::{Address, Call, CallError, Node, Purpose, Slots};
 
 /// Redirections that one call follows before it waits.
 const MAX_REDIRECTIONS: u32 = 5;
@@ -36,6 +36,17 @@ pub struct ServerState {
 #[derive(Clone)]
 pub struct Client {
     inner: Arc<Inner>,
+}
+
+/// Answers of one server to one write.
+pub(crate) struct Together {
+    /// The layout by which it was asked.
+    pub slots: Arc<Slots>,
+    pub node: Arc<Node>,
+    /// One for each call.
+    pub answers: Vec<Value>,
+    /// To the command behind them.
+    pub last: Value,
 }
 
 struct Inner {
@@ -151,6 +162,69 @@ impl Client {
         });
         self.inner.shared.metrics.called(self.inner.purpose, result.as_ref().err(), started.elapsed());
         result
+    }
+
+    /// Sends reading calls and behind them a command without a key to the primary of a slot in one write, so that one run of
+    /// one server answers all of it; repeated as a whole until the deadline. A refused command is answered by nothing. `None`
+    /// where the slot is moving and the server points to the other one.
+    pub(crate) async fn read_together(
+        &self,
+        deadline: Instant,
+        slot: u16,
+        calls: impl Fn(&Arc<Slots>, &Node) -> Vec<Call>,
+        last: (&'static str, &[Value]),
+    ) -> Result<Option<Together>, CallError> {
+        let started = Instant::now();
+        let (mut pause, mut whole) = (FIRST_PAUSE, false);
+        let result = loop {
+            let reason = match self.together(deadline, slot, &calls, last, whole).await {
+                Ok(together) => break Ok(Some(together)),
+                Err(Failure::Reply(Reply::Ask(_))) => break Ok(None),
+                Err(Failure::Reply(Reply::NoScript)) if !whole => {
+                    whole = true;
+                    continue;
+                }
+                Err(Failure::Reply(Reply::Final(reply))) => break Err(CallError::Refused { reply }),
+                Err(Failure::Full(reason)) => break Err(CallError::Unavailable { reason }),
+                Err(Failure::Unknown(reason) | Failure::NotSent(reason)) => reason,
+                Err(Failure::Reply(reply)) => format!("{reply:?}"),
+            };
+            self.inner.shared.wanted.notify_one();
+            if Instant::now() + pause >= deadline {
+                break Err(CallError::Unavailable { reason });
+            }
+            sleep(pause).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+        };
+        self.inner.shared.metrics.called(self.inner.purpose, result.as_ref().err(), started.elapsed());
+        result
+    }
+
+    async fn together(
+        &self,
+        deadline: Instant,
+        slot: u16,
+        calls: &impl Fn(&Arc<Slots>, &Node) -> Vec<Call>,
+        last: (&'static str, &[Value]),
+        whole: bool,
+    ) -> Result<Together, Failure> {
+        let slots = self.inner.shared.slots.borrow().clone();
+        let Some(node) = slots.owner(slot).cloned() else {
+            return Err(Failure::NotSent(format!("no server is known for slot {slot}")));
+        };
+        let link = self.inner.link(&node.address);
+        let _room = link.enter().ok_or_else(|| Failure::Full(full(&node.address)))?;
+        let mut wires: Vec<Wire> = calls(&slots, &node).iter().map(|call| call.wire(whole)).collect();
+        let count = wires.len();
+        wires.push(Wire { name: last.0, arguments: last.1.to_vec() });
+        let mut answers = link.send_all(wires, self.limit(deadline)).await;
+        let last = match answers.split_off(count.min(answers.len())).pop() {
+            Some(Ok(answer)) => answer,
+            Some(Err(Failure::Reply(Reply::Final(_)))) => Value::Null,
+            Some(Err(failure)) => return Err(failure),
+            None => return Err(Failure::Unknown("no answer".into())),
+        };
+        Ok(Together { slots, node, answers: answers.into_iter().collect::<Result<_, _>>()?, last })
     }
 
     /// Closes the connections to all others.

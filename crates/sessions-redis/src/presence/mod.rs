@@ -12,6 +12,7 @@ mod roster;
 mod sweep;
 #[cfg(test)]
 mod tests;
+mod told;
 mod upkeep;
 
 use std::sync::Arc;
@@ -23,7 +24,7 @@ use hashbrown::HashMap;
 use parking_lot::Mutex;
 use plenum_channels::{Census, Incarnation, Lease, Presence, PresenceError, PresenceStats, Replicas};
 use plenum_protocol::ClientInfo;
-use tokio::sync::Semaphore;
+use tokio::sync::{Notify, Semaphore};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout};
 
@@ -33,6 +34,7 @@ use self::calls::fence;
 use self::entry::parse_incarnation;
 use self::roster::Roster;
 use self::sweep::Sweeps;
+use self::told::Told;
 use self::upkeep::Doubts;
 use crate::client::{Call, CallError, Client, Purpose, Redis, Value};
 use crate::keys::{Key, SLOTS};
@@ -103,6 +105,9 @@ struct Inner {
     sweeps: Mutex<Sweeps>,
     corrected: Mutex<HashMap<Box<str>, (Instant, PresenceStats)>>,
     under_way: Vec<Semaphore>,
+    told: Mutex<Told>,
+    /// Somebody met a primary that lacks entries: it is looked at at once.
+    look: Arc<Notify>,
 }
 
 impl RedisPresence {
@@ -120,6 +125,8 @@ impl RedisPresence {
             sweeps: Mutex::new(Sweeps::new(config.sweep_after)),
             corrected: Mutex::default(),
             under_way: (0..PARTS).map(|_| Semaphore::new(UNDER_WAY)).collect(),
+            told: Mutex::default(),
+            look: Arc::default(),
         });
         let task = tokio::spawn(upkeep::run(Arc::downgrade(&inner)));
         Arc::new(Self { inner, task })
@@ -200,8 +207,10 @@ impl Inner {
             return Ok(stats);
         }
         let census = self.replicas.census();
-        let answer = self.client.call(calls::stats(&self.base(channel), &census)).await.map_err(failed)?;
-        let answer = answer.into_array();
+        let base = self.base(channel);
+        let read = vec![calls::stats(&base, &census)];
+        let answer = self.read(self.client.deadline(), base.slot(), &census, read).await?.pop();
+        let answer = answer.map(Value::into_array).unwrap_or_default();
         let [clients, users, Value::Array(found), looked_at] = &answer[..] else {
             return Err(unavailable("an answer that no script of ours gives"));
         };
@@ -223,12 +232,16 @@ impl Inner {
     async fn members(&self, channel: &str) -> Result<Vec<Arc<ClientInfo>>, PresenceError> {
         let census = self.replicas.census();
         let deadline = self.client.deadline();
-        let found = self.client.call_by(deadline, calls::incarnations(&self.base(channel))).await.map_err(failed)?;
-        let counting = self.counting(channel, &census, &found.into_array());
-        let reads = counting.iter().map(|one| calls::entries(self.redis.keys(), channel, *one));
+        let base = self.base(channel);
+        let found = self.read(deadline, base.slot(), &census, vec![calls::incarnations(&base)]).await?.pop();
+        let counting = self.counting(channel, &census, &found.map(Value::into_array).unwrap_or_default());
+        let reads: Vec<_> = counting.iter().map(|one| calls::entries(self.redis.keys(), channel, *one)).collect();
         let mut members: HashMap<String, (u64, ClientInfo)> = HashMap::new();
-        for answer in self.client.call_all_by(deadline, reads.collect()).await {
-            for (client, entry) in pairs(answer.map_err(failed)?) {
+        if reads.is_empty() {
+            return Ok(Vec::new());
+        }
+        for answer in self.read(deadline, base.slot(), &census, reads).await? {
+            for (client, entry) in pairs(answer) {
                 let Some((stamp, member)) = entry::decode(client, &entry) else {
                     continue;
                 };

@@ -147,11 +147,11 @@ impl Roster {
         self.channels.len()
     }
 
-    /// Channels with entries, or left lately, in slots that `wanted` accepts.
-    pub fn in_slots(&self, wanted: impl Fn(u16) -> bool) -> Vec<Arc<str>> {
+    /// Channels with entries, or left lately, in slots that `wanted` accepts, with their slots.
+    pub fn in_slots(&self, wanted: impl Fn(u16) -> bool) -> Vec<(Arc<str>, u16)> {
         let held = self.channels.iter().map(|(name, own)| (name, own.slot));
         let left = self.left.iter().map(|(_, name, slot)| (name, *slot));
-        held.chain(left).filter(|(_, slot)| wanted(*slot)).map(|(name, _)| name.clone()).collect()
+        held.chain(left).filter(|(_, slot)| wanted(*slot)).map(|(name, slot)| (name.clone(), slot)).collect()
     }
 
     /// At most `limit` channels that were not touched since `before`, which count as touched now.
@@ -190,7 +190,7 @@ mod tests {
         stamps.push(roster.leave("b", "1").unwrap_or_default());
         assert!(stamps.is_sorted_by(|a, b| a < b), "{stamps:?}");
         assert_eq!((roster.leave("b", "1"), roster.entries(), roster.channels()), (None, 1, 1));
-        assert_eq!(roster.in_slots(|slot| slot == 2), ["b".into()], "a channel that was just left");
+        assert_eq!(roster.in_slots(|slot| slot == 2), [("b".into(), 2)], "a channel that was just left");
         roster.join("b", || 2, info("2"));
         tokio::time::advance(Duration::from_secs(1)).await;
         let now = Instant::now();

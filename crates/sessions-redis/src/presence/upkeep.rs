@@ -5,16 +5,19 @@ use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use hashbrown::HashMap;
+use hashbrown::{HashMap, HashSet};
 use plenum_channels::Incarnation;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::entry::{self, Stamp};
-use super::{Canaries, Inner, calls, incarnation, pairs};
+use super::{Canaries, Inner, calls, canary, incarnation, pairs};
 use crate::client::{Call, Value};
 
 /// How often the servers are looked at, and what is in doubt is brought into line.
 const ROUND: Duration = Duration::from_secs(1);
+
+/// Rest before a look for which there is a reason earlier than that.
+const REST: Duration = Duration::from_millis(50);
 
 /// Longest share of a round for sweeping.
 const SHARE: Duration = Duration::from_millis(1500);
@@ -44,6 +47,8 @@ pub(super) struct Doubts {
     /// The same channels, those that wait longest first: what fails now must not hold up the others.
     order: VecDeque<Arc<str>>,
     everything: bool,
+    /// Channels, with their slots, that were not compared since Redis may have lost them.
+    unproven: HashMap<Arc<str>, u16>,
 }
 
 /// A call without an answer may be executed late, so its client is looked at in two rounds.
@@ -124,14 +129,22 @@ pub(super) async fn run(inner: Weak<Inner>) {
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut canaries: Option<Canaries> = None;
     let mut inspect = Instant::now();
+    let Some((look, mut layout)) = inner.upgrade().map(|inner| (inner.look.clone(), inner.redis.watch_slots())) else {
+        return;
+    };
     loop {
-        rounds.tick().await;
+        tokio::select! {
+            _ = rounds.tick() => {}
+            () = look.notified() => sleep(REST).await,
+            Ok(()) = layout.changed() => sleep(REST).await,
+        }
         let Some(inner) = inner.upgrade() else { return };
         let own = inner.own();
-        let canaries = canaries.get_or_insert_with(|| Canaries::new(format!("presence:{}", incarnation(own))));
+        let canaries = canaries.get_or_insert_with(|| Canaries::late(format!("presence:{}", incarnation(own))));
         let changed = canaries.look(&inner.redis, &inner.background).await;
         inner.doubt_slots(changed);
         inner.mend(own, Instant::now() + MENDING).await;
+        inner.tell(canaries, own).await;
         let census = inner.replicas.census();
         if inner.sweeps.lock().deaths(&census) {
             inspect = Instant::now();
@@ -149,9 +162,29 @@ impl Inner {
             return;
         }
         let channels = self.roster.lock().in_slots(wanted);
+        if channels.is_empty() {
+            return;
+        }
         tracing::info!(channels = channels.len(), "Redis may have lost presence entries: they are compared");
         let mut doubts = self.doubts.lock();
-        channels.iter().for_each(|channel| doubts.whole(channel));
+        for (channel, slot) in channels {
+            doubts.whole(&channel);
+            doubts.unproven.insert(channel, slot);
+        }
+    }
+
+    /// Says to those who read that each primary has everything of ours, where that was compared.
+    async fn tell(&self, canaries: &Canaries, own: Incarnation) {
+        let slots = self.redis.slots();
+        let unproven: HashSet<String> = {
+            let doubts = self.doubts.lock();
+            let owners = doubts.unproven.values().filter_map(|slot| slots.owner(*slot));
+            owners.map(|node| canary::name(node).to_owned()).collect()
+        };
+        let proven = canaries.seen().filter(|(node, _)| !unproven.contains(*node));
+        let tells = proven.map(|(_, canary)| calls::tell(self.redis.keys(), canary, own)).collect();
+        // Who was not told waits, and is told in the next round.
+        let _ = self.background.call_all(tells).await;
     }
 
     /// Brings what is in doubt into line, each channel once, until time is up.
@@ -179,15 +212,24 @@ impl Inner {
                     .extend(clients.into_iter().map(|(client, rounds)| self.repair(&channel, client, own, rounds - 1))),
             }
         }
-        self.compare(whole, own, &mut repairs).await;
+        let mut compared = self.compare(whole, own, &mut repairs).await;
         while !repairs.is_empty() {
             let rest = repairs.split_off(repairs.len().min(AT_ONCE));
-            self.carry_out(std::mem::replace(&mut repairs, rest), own).await;
+            for failed in self.carry_out(std::mem::replace(&mut repairs, rest), own).await {
+                if compared.remove(&failed) {
+                    self.doubts.lock().whole(&failed);
+                }
+            }
+        }
+        let mut doubts = self.doubts.lock();
+        for channel in &compared {
+            doubts.unproven.remove(channel);
         }
     }
 
-    /// Reads the own entries of channels, and adds what makes them those of the roster.
-    async fn compare(&self, channels: Vec<Arc<str>>, own: Incarnation, repairs: &mut Vec<Repair>) {
+    /// Reads the own entries of channels, and adds what makes them those of the roster; which could be read.
+    async fn compare(&self, channels: Vec<Arc<str>>, own: Incarnation, repairs: &mut Vec<Repair>) -> HashSet<Arc<str>> {
+        let mut compared = HashSet::new();
         let reads = channels.iter().map(|channel| calls::entries(self.redis.keys(), channel, own)).collect();
         for (channel, answer) in channels.into_iter().zip(self.background.call_all(reads).await) {
             let Ok(answer) = answer else {
@@ -206,7 +248,9 @@ impl Inner {
                 missing.chain(extra.map(|client| client.as_str().into())).collect()
             };
             repairs.extend(wrong.into_iter().map(|client| self.repair(&channel, client, own, 0)));
+            compared.insert(channel);
         }
+        compared
     }
 
     fn repair(&self, channel: &Arc<str>, client: Box<str>, own: Incarnation, rounds: u8) -> Repair {
@@ -219,12 +263,14 @@ impl Inner {
         Repair { channel: channel.clone(), client, joined, rounds, call }
     }
 
-    async fn carry_out(&self, repairs: Vec<Repair>, own: Incarnation) {
+    /// The channels of repairs that failed.
+    async fn carry_out(&self, repairs: Vec<Repair>, own: Incarnation) -> Vec<Arc<str>> {
+        let mut failed = Vec::new();
         let answers = self.background.call_all(repairs.iter().map(|repair| repair.call.clone()).collect()).await;
         let mut doubts = self.doubts.lock();
         let roster = self.roster.lock();
         if roster.own != own {
-            return;
+            return failed;
         }
         for (repair, answer) in repairs.into_iter().zip(answers) {
             let joined = roster.member(&repair.channel, &repair.client).map(|(stamp, _)| *stamp);
@@ -232,10 +278,14 @@ impl Inner {
                 // It left, or joined again, while this was under way.
                 Ok(_) if joined != repair.joined => 1,
                 Ok(_) => repair.rounds,
-                Err(_) => repair.rounds + 1,
+                Err(_) => {
+                    failed.push(repair.channel.clone());
+                    repair.rounds + 1
+                }
             };
             doubts.again(&repair.channel, &repair.client, rounds);
         }
+        failed
     }
 
     /// Touches the channels that were not for a third of their keys' life, or not since `inspect`; finds leftovers there.

@@ -3,8 +3,10 @@
 //! A session is one string key in its own slot, changed by scripts that compare a version and the random mark of that
 //! version; there is no lock. The list of a user's sessions lies in the user's slot, so it is written after the session
 //! and cleaned when it is read: best effort in order. Failovers lose acknowledged writes; this replica remembers the newest
-//! versions that it saw, and tells [`SessionError::WentBack`] once where the store is behind one of them.
+//! versions that it saw, looks at them again where a primary may have lost data, reports each that is gone, and tells the
+//! next caller [`SessionError::WentBack`].
 
+mod losses;
 mod record;
 mod scripts;
 mod seen;
@@ -23,14 +25,16 @@ use bytes::Bytes;
 use plenum_channels::{
     MAX_SESSION_BYTES, MAX_SESSION_ID_BYTES, Position, SessionError, Sessions, Snapshot, StoredSession,
 };
+use tokio::sync::broadcast;
 use tokio::time::{Instant, timeout_at};
 
+pub use self::losses::SessionLoss;
 use self::record::{Header, Mark};
-use self::seen::{Guard, HORIZON, Seen, Wrote};
+use self::seen::{Guard, HORIZON, Lasts, Seen};
 use crate::client::{Call, CallError, Client, Purpose, Redis, RedisMetrics, Value};
 use crate::keys::{Key, Keys, Tag};
 
-/// Sessions of which this replica remembers the newest version (about 140 bytes each).
+/// Sessions of which this replica remembers the newest version (about 170 bytes each, and the id).
 const SEEN: usize = 65_536;
 /// Longest list of one user's sessions; beyond it those that expire first are not listed.
 const MAX_LISTED: usize = 1000;
@@ -42,17 +46,23 @@ const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Sessions on Redis, seen from one replica.
 pub struct RedisSessions {
+    redis: Arc<Redis>,
     client: Client,
     keys: Keys,
     seen: Seen,
     metrics: Arc<RedisMetrics>,
+    losses: broadcast::Sender<SessionLoss>,
 }
 
 impl RedisSessions {
-    /// On connections of its own.
-    pub fn new(redis: &Redis) -> Arc<Self> {
+    /// On connections of its own. Must be called within a tokio runtime; a task there looks for losses until this is dropped.
+    pub fn new(redis: &Arc<Redis>) -> Arc<Self> {
         let (client, keys, metrics) = (redis.client(Purpose::Sessions), redis.keys().clone(), redis.metrics().clone());
-        Arc::new(RedisSessions { client, keys, seen: Seen::new(SEEN), metrics })
+        let losses = broadcast::Sender::new(losses::WAITING);
+        let sessions = RedisSessions { redis: redis.clone(), client, keys, seen: Seen::new(SEEN), metrics, losses };
+        let sessions = Arc::new(sessions);
+        tokio::spawn(losses::watch(Arc::downgrade(&sessions)));
+        sessions
     }
 
     fn session(&self, id: &str) -> Result<(Tag, Key), SessionError> {
@@ -63,21 +73,29 @@ impl RedisSessions {
     }
 
     fn list_of(&self, user: &str) -> Key {
-        self.keys.key("su", &self.keys.tag(&["user", user]))
+        self.keys.key("sl", &self.keys.tag(&["user", user]))
     }
 
     /// Compares what was found with what this replica knows, and tells a store that went back.
-    fn judge(&self, id: &str, tag: &Tag, found: Option<&Header>, asked_at: Instant) -> Result<(), SessionError> {
-        let Err(behind) = self.seen.found(tag, found, asked_at) else { return Ok(()) };
-        let found = found.filter(|found| found.live).map_or(0, |found| found.version);
-        self.metrics.sessions_went_back.inc();
-        tracing::warn!(session = id, known = behind.known, found, "a session went back behind an acknowledged version");
-        Err(SessionError::WentBack { known: behind.known, found })
+    fn judge(
+        &self,
+        session: (&Tag, &str),
+        found: Option<&Header>,
+        asked_at: Instant,
+        lasts: Option<Lasts>,
+    ) -> Result<(), SessionError> {
+        let Err(behind) = self.seen.found(session, found, asked_at, lasts) else { return Ok(()) };
+        let (known, found) = (behind.known, live_version(found));
+        if !behind.reported {
+            self.report(SessionLoss { id: session.1.into(), known, found });
+        }
+        Err(SessionError::WentBack { known, found })
     }
 
     /// Enters the session in its user's list, or notes that this is due with the next update.
-    async fn list(&self, id: &str, tag: &Tag, user: &str, ttl: Duration, until: Instant) {
-        let arguments = [text(id), millis(ttl), Value::Integer(MAX_LISTED as i64)];
+    async fn list(&self, (tag, id): (&Tag, &str), incarnation: u64, user: &str, ttl: Duration, until: Instant) {
+        let entry = record::listed(incarnation, id);
+        let arguments = [text(&entry), millis(ttl), Value::Integer(MAX_LISTED as i64)];
         let call = Call::script(&scripts::LIST, &[&self.list_of(user)], arguments).repeatable();
         match timeout_at(until, self.client.call(call)).await {
             Ok(Ok(_)) => self.seen.relisted(tag, ttl),
@@ -86,8 +104,9 @@ impl RedisSessions {
         }
     }
 
+    /// Removes entries; each is of one session for ever, so none can have been made again meanwhile.
     async fn unlist(&self, user: &str, entries: Vec<Value>, until: Instant) {
-        let call = Call::script(&scripts::UNLIST, &[&self.list_of(user)], entries).repeatable();
+        let call = Call::command("ZREM", &self.list_of(user), entries).repeatable();
         // What stays in the list is checked by whoever reads it.
         let _ = timeout_at(until, self.client.call(call)).await;
     }
@@ -102,14 +121,25 @@ impl RedisSessions {
         Ok(Changed { done, header, user })
     }
 
-    async fn exist(&self, ids: &[String]) -> Vec<Result<bool, CallError>> {
-        let call = |id: &String| {
-            let key = self.keys.key("s", &self.keys.tag(&["session", id]));
-            Call::command("GETRANGE", &key, [Value::Integer(0), Value::Integer(0)]).reading()
+    /// Whether each entry of a list leads to the session for which it was made.
+    async fn exist(&self, entries: &[String]) -> Vec<Result<bool, CallError>> {
+        let tag = |entry: &String| self.keys.tag(&["session", record::listed_parts(entry).map_or("", |(_, id)| id)]);
+        let calls = entries.iter().map(|entry| self.header_of(&tag(entry))).collect();
+        let answers = self.client.call_all(calls).await;
+        let lives = |(entry, answer): (&String, Result<Value, CallError>)| {
+            let wanted = record::listed_parts(entry).map(|(incarnation, _)| incarnation);
+            answer.map(|answer| {
+                let header = answer.into_bytes().and_then(|bytes| Header::parse(&bytes));
+                header.is_some_and(|header| header.live && Some(header.incarnation) == wanted)
+            })
         };
-        let answers = self.client.call_all(ids.iter().map(call).collect()).await;
-        let lives = |answer: Value| answer.into_bytes().is_some_and(|first| first.first() == Some(&1));
-        answers.into_iter().map(|answer| answer.map(lives)).collect()
+        entries.iter().zip(answers).map(lives).collect()
+    }
+
+    /// Reads a session's header.
+    fn header_of(&self, tag: &Tag) -> Call {
+        let range = [Value::Integer(0), Value::Integer(record::HEADER as i64 - 1)];
+        Call::command("GETRANGE", &self.keys.key("s", tag), range).reading()
     }
 }
 
@@ -127,10 +157,14 @@ impl Sessions for RedisSessions {
     async fn get(&self, id: &str) -> Result<StoredSession, SessionError> {
         let (tag, key) = self.session(id)?;
         let asked_at = Instant::now();
-        let answer = self.client.call(Call::command("GET", &key, []).reading()).await.map_err(failed)?;
-        let record = answer.into_bytes().unwrap_or_default();
+        let reads = ["GET", "PTTL"].map(|name| Call::command(name, &key, []).reading());
+        let mut answers = self.client.call_all(reads.into()).await.into_iter();
+        let answer = answers.next().unwrap_or_else(|| Err(CallError::Unavailable { reason: "no answer".into() }));
+        let record = answer.map_err(failed)?.into_bytes().unwrap_or_default();
+        let left = answers.next().and_then(Result::ok).and_then(|left| left.as_u64());
+        let lasts = left.map(|left| Lasts { sent: asked_at, ttl: Duration::from_millis(left) });
         let header = Header::parse(&record);
-        self.judge(id, &tag, header.as_ref(), asked_at)?;
+        self.judge((&tag, id), header.as_ref(), asked_at, lasts)?;
         let Some(header) = header.filter(|header| header.live) else { return Err(SessionError::NotFound) };
         let body = header.body(&record);
         let (user, state) = body.ok_or_else(|| unavailable("the session's record is damaged".into()))?;
@@ -147,11 +181,11 @@ impl Sessions for RedisSessions {
         let call = Call::script(&scripts::CREATE, &[&key], [Value::Bytes(record), millis(ttl)]);
         let changed = self.change(call).await?;
         if changed.done == 0 {
-            self.judge(id, &tag, changed.header.as_ref(), sent)?;
+            self.judge((&tag, id), changed.header.as_ref(), sent, None)?;
             return Err(SessionError::Exists { version: changed.header.map_or(0, |header| header.version) });
         }
-        self.seen.wrote(&tag, &header, Wrote { sent, ttl });
-        self.list(id, &tag, user, ttl, sent + WHOLE).await;
+        self.seen.wrote((&tag, id), &header, Lasts { sent, ttl });
+        self.list((&tag, id), header.incarnation, user, ttl, sent + WHOLE).await;
         Ok(())
     }
 
@@ -173,14 +207,14 @@ impl Sessions for RedisSessions {
             // Others may have written since.
             (2, Some(found)) => found,
             _ => {
-                self.judge(id, &tag, changed.header.as_ref(), sent)?;
+                self.judge((&tag, id), changed.header.as_ref(), sent, None)?;
                 let Some(found) = found else { return Err(SessionError::NotFound) };
                 return Err(SessionError::Conflict { expected, found: found.version });
             }
         };
-        self.seen.wrote(&tag, &header, Wrote { sent, ttl });
+        self.seen.wrote((&tag, id), &header, Lasts { sent, ttl });
         if self.seen.relist_due(&tag) {
-            self.list(id, &tag, &changed.user, ttl, sent + WHOLE).await;
+            self.list((&tag, id), header.incarnation, &changed.user, ttl, sent + WHOLE).await;
         }
         Ok(expected + 1)
     }
@@ -199,15 +233,16 @@ impl Sessions for RedisSessions {
             (1, Some(found)) => found.next(mark).deleted(),
             (2, Some(found)) => found,
             (_, found) => {
-                self.judge(id, &tag, found.as_ref(), sent)?;
+                self.judge((&tag, id), found.as_ref(), sent, None)?;
                 return Err(match (found.filter(|found| found.live), expected) {
                     (Some(found), Some(expected)) => SessionError::Conflict { expected, found: found.version },
                     _ => SessionError::NotFound,
                 });
             }
         };
-        self.seen.wrote(&tag, &gone, Wrote { sent, ttl: HORIZON });
-        self.unlist(&changed.user, vec![text(id), text("")], sent + WHOLE).await;
+        self.seen.wrote((&tag, id), &gone, Lasts { sent, ttl: HORIZON });
+        let entry = record::listed(gone.incarnation, id);
+        self.unlist(&changed.user, vec![text(&entry)], sent + WHOLE).await;
         Ok(())
     }
 
@@ -217,20 +252,15 @@ impl Sessions for RedisSessions {
         // Some may turn out to be gone, so all are asked for.
         let listed = Call::script(&scripts::LISTED, &[&self.list_of(user)], [Value::Integer(MAX_LISTED as i64)]);
         let listed = self.client.call(listed.reading()).await.map_err(failed)?;
-        let mut words = listed.into_array().into_iter().filter_map(Value::into_string);
-        let mut entries = Vec::new();
-        while let (Some(id), Some(date)) = (words.next(), words.next()) {
-            entries.push((id, date));
-        }
-        let ids: Vec<String> = entries.iter().map(|(id, _)| id.clone()).collect();
-        let lives = timeout_at(until, self.exist(&ids)).await;
+        let entries: Vec<String> = listed.into_array().into_iter().filter_map(Value::into_string).collect();
+        let lives = timeout_at(until, self.exist(&entries)).await;
         let lives = lives.map_err(|_| unavailable("a user's sessions were not found in time".into()))?;
         let (mut found, mut gone) = (Vec::new(), Vec::new());
-        for ((id, date), lives) in entries.into_iter().zip(lives) {
-            match lives.map_err(failed)? {
-                true if found.len() < limit => found.push(id),
-                true => {}
-                false => gone.extend([text(&id), text(&date)]),
+        for (entry, lives) in entries.iter().zip(lives) {
+            match (lives.map_err(failed)?, record::listed_parts(entry)) {
+                (true, Some((_, id))) if found.len() < limit => found.push(id.to_owned()),
+                (true, Some(_)) => {}
+                _ => gone.push(text(entry)),
             }
         }
         if !gone.is_empty() {
@@ -254,6 +284,11 @@ impl Sessions for RedisSessions {
 
 fn check_size(field: &'static str, size: usize, min: usize, max: usize) -> Result<(), SessionError> {
     if (min..=max).contains(&size) { Ok(()) } else { Err(SessionError::Size { field, size, max }) }
+}
+
+/// 0 where there is no session.
+fn live_version(found: Option<&Header>) -> u64 {
+    found.filter(|found| found.live).map_or(0, |found| found.version)
 }
 
 fn mark() -> Mark {

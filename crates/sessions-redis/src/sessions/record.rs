@@ -101,6 +101,18 @@ pub(super) fn record(header: &Header, user: &str, state: &[u8]) -> Bytes {
     record.freeze()
 }
 
+/// A session's entry among its user's: incarnation in 16 hex digits, id. So an entry is of one session and not of another
+/// that was made under the same id.
+pub(super) fn listed(incarnation: u64, id: &str) -> String {
+    format!("{incarnation:016x}{id}")
+}
+
+/// Incarnation and id of what [`listed`] made.
+pub(super) fn listed_parts(entry: &str) -> Option<(u64, &str)> {
+    let (incarnation, id) = entry.split_at_checked(16)?;
+    Some((u64::from_str_radix(incarnation, 16).ok()?, id))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -118,5 +130,13 @@ mod tests {
         assert_eq!((header.mark_of(4), header.mark_of(21), header.mark_of(0)), (None, None, None));
         assert_eq!(Header::parse(&bytes[..HEADER - 1]), None);
         assert_eq!(header.body(&bytes.slice(..HEADER + 3)), None);
+    }
+
+    #[test]
+    fn entries_of_lists_are_read_as_they_were_written() {
+        for (incarnation, id) in [(7, "ä"), (u64::MAX, "0123456789abcdef0123456789abcdef")] {
+            assert_eq!(listed_parts(&listed(incarnation, id)), Some((incarnation, id)));
+        }
+        assert_eq!((listed_parts("short"), listed_parts("123456789012345ä")), (None, None));
     }
 }

@@ -56,7 +56,7 @@ return {1, h, u}",
 );
 
 /// Enters a session among its user's, and drops those that expired and those beyond the bound. KEYS: the user's list.
-/// ARGV: session id, ttl in ms, bound.
+/// ARGV: entry, ttl in ms, bound.
 pub(super) static LIST: Script = Script::new(
     "session_list/1",
     "local t = redis.call('TIME')
@@ -69,26 +69,12 @@ if left < tonumber(ARGV[2]) then redis.call('PEXPIRE', KEYS[1], ARGV[2]) end
 return 1",
 );
 
-/// The sessions of a user that have not expired, latest expiry first. KEYS: the user's list. ARGV: how many.
-/// Answers: id, date, id, date …
+/// The entries of a user's sessions that have not expired, latest expiry first. KEYS: the user's list. ARGV: how many.
 pub(super) static LISTED: Script = Script::new(
-    "session_listed/1",
+    "session_listed/2",
     "local t = redis.call('TIME')
 local now = t[1] * 1000 + math.floor(t[2] / 1000)
-return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. now, 'WITHSCORES', 'LIMIT', 0, ARGV[1])",
-);
-
-/// Removes sessions from a user's list unless they were entered again meanwhile. KEYS: the user's list.
-/// ARGV: id, date or '', id, date or '' …
-pub(super) static UNLIST: Script = Script::new(
-    "session_unlist/1",
-    "local n = 0
-for i = 1, #ARGV, 2 do
-  if ARGV[i + 1] == '' or redis.call('ZSCORE', KEYS[1], ARGV[i]) == ARGV[i + 1] then
-    n = n + redis.call('ZREM', KEYS[1], ARGV[i])
-  end
-end
-return n",
+return redis.call('ZREVRANGEBYSCORE', KEYS[1], '+inf', '(' .. now, 'LIMIT', 0, ARGV[1])",
 );
 
 /// Keeps a snapshot unless one at the same or a later offset of the same epoch is there. Offsets are 20 decimal digits:
@@ -116,4 +102,4 @@ return 1",
 );
 
 #[cfg(test)]
-pub(crate) static ALL: [&Script; 8] = [&CREATE, &UPDATE, &DELETE, &LIST, &LISTED, &UNLIST, &KEEP, &DISCARD];
+pub(crate) static ALL: [&Script; 7] = [&CREATE, &UPDATE, &DELETE, &LIST, &LISTED, &KEEP, &DISCARD];

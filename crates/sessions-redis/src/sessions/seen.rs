@@ -1,6 +1,7 @@
 //! Versions that this replica saw acknowledged, to notice a store that went back behind them.
 
 use std::hash::{BuildHasher, RandomState};
+use std::sync::Arc;
 use std::time::Duration;
 
 use hashbrown::HashMap;
@@ -18,8 +19,9 @@ const SHARDS: usize = 16;
 const CLOCK_MARGIN: Duration = Duration::from_secs(1);
 
 /// The newest version known of one session.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Known {
+    id: Arc<str>,
     incarnation: u64,
     version: u64,
     mark: Mark,
@@ -28,8 +30,10 @@ struct Known {
     at: Instant,
     /// When this version was first known here.
     since: Instant,
-    /// When it expires at the earliest; `None` where this replica did not write.
+    /// When it expires at the earliest; `None` where this replica neither wrote nor read it.
     expires: Option<Instant>,
+    /// Its loss was reported, and no caller was told yet.
+    reported: bool,
     /// When its entry among the user's sessions should be renewed.
     relist: Option<Instant>,
 }
@@ -64,20 +68,33 @@ pub(super) enum Guard {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Behind {
     pub known: u64,
+    /// Whether that was reported already.
+    pub reported: bool,
 }
 
-/// What this replica itself wrote, and for how long.
+/// How a session stands that nobody asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Audit {
+    /// As it should, as far as is known.
+    Sound,
+    /// It was written meanwhile: that may have been before the loss.
+    Again,
+    /// The store is behind this version, which was not reported yet.
+    Lost { id: Arc<str>, known: u64 },
+}
+
+/// What this replica wrote or read, and how long it lasts from then on.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Wrote {
-    /// Before the write was sent.
+pub(super) struct Lasts {
+    /// Before the call was sent.
     pub sent: Instant,
     pub ttl: Duration,
 }
 
 impl Generations {
     fn get(&self, tag: &Tag, now: Instant) -> Option<Known> {
-        let known = self.young.get(tag).or_else(|| self.old.get(tag)).copied();
-        known.filter(|known| now - known.at < HORIZON)
+        let known = self.young.get(tag).or_else(|| self.old.get(tag));
+        known.filter(|known| now - known.at < HORIZON).cloned()
     }
 
     fn put(&mut self, tag: &Tag, known: Known, max: usize) {
@@ -114,30 +131,66 @@ impl Seen {
     }
 
     /// Compares what is there with what is known, and takes it over. `asked_at`: before the question was sent.
-    pub fn found(&self, tag: &Tag, header: Option<&Header>, asked_at: Instant) -> Result<(), Behind> {
+    pub fn found(
+        &self,
+        (tag, id): (&Tag, &str),
+        header: Option<&Header>,
+        asked_at: Instant,
+        lasts: Option<Lasts>,
+    ) -> Result<(), Behind> {
         let mut shard = self.shard(tag).lock();
         let known = shard.get(tag, asked_at);
         // An answer that was asked for before the newest version was known may be older without anything being wrong.
-        if known.is_some_and(|known| known.since > asked_at) {
+        if known.as_ref().is_some_and(|known| known.since > asked_at) {
             return Ok(());
         }
-        let behind = known.filter(|known| known.is_missing_in(header, asked_at));
+        let behind = known.as_ref().filter(|known| known.is_missing_in(header, asked_at));
+        let behind = behind.map(|known| Behind { known: known.version, reported: known.reported });
         match header {
             None => shard.forget(tag),
             Some(header) => {
                 let same = known.filter(|known| known.incarnation == header.incarnation && behind.is_none());
-                shard.put(tag, Known::from(header, same, None), self.max);
+                shard.put(tag, Known::from(id, header, same, lasts), self.max);
             }
         }
-        behind.map_or(Ok(()), |known| Err(Behind { known: known.version }))
+        behind.map_or(Ok(()), Err)
+    }
+
+    /// Compares what is there with what is known, for nobody: who asks for it next is still told.
+    pub fn audit(&self, tag: &Tag, header: Option<&Header>, asked_at: Instant) -> Audit {
+        let mut shard = self.shard(tag).lock();
+        let Some(known) = shard.get(tag, asked_at) else { return Audit::Sound };
+        if known.since > asked_at {
+            return Audit::Again;
+        }
+        if known.reported || !known.is_missing_in(header, asked_at) {
+            return Audit::Sound;
+        }
+        let Generations { young, old } = &mut *shard;
+        if let Some(known) = young.get_mut(tag).or_else(|| old.get_mut(tag)) {
+            known.reported = true;
+        }
+        Audit::Lost { id: known.id, known: known.version }
+    }
+
+    /// The sessions in slots that `wanted` accepts.
+    pub fn in_slots(&self, wanted: impl Fn(u16) -> bool) -> Vec<Tag> {
+        let mut found = Vec::new();
+        for shard in &self.shards {
+            let shard = shard.lock();
+            found.extend(shard.young.keys().filter(|tag| wanted(tag.slot())).cloned());
+            let old = shard.old.keys().filter(|tag| wanted(tag.slot()) && !shard.young.contains_key(*tag));
+            found.extend(old.cloned());
+        }
+        found
     }
 
     /// Notes an acknowledged write.
-    pub fn wrote(&self, tag: &Tag, header: &Header, wrote: Wrote) {
+    pub fn wrote(&self, (tag, id): (&Tag, &str), header: &Header, lasts: Lasts) {
         let mut shard = self.shard(tag).lock();
-        let known = shard.get(tag, wrote.sent).filter(|known| known.incarnation == header.incarnation);
-        if known.is_none_or(|known| known.version < header.version) {
-            let next = Known::from(header, known, Some(wrote));
+        let known = shard.get(tag, lasts.sent).filter(|known| known.incarnation == header.incarnation);
+        if known.as_ref().is_none_or(|known| known.version < header.version) {
+            let next = Known::from(id, header, known, Some(lasts));
             shard.put(tag, next, self.max);
         }
     }
@@ -160,19 +213,21 @@ impl Seen {
 }
 
 impl Known {
-    fn from(header: &Header, before: Option<Known>, wrote: Option<Wrote>) -> Self {
-        let expires = |wrote: Wrote| wrote.sent + (wrote.ttl - wrote.ttl / 100).saturating_sub(CLOCK_MARGIN);
+    fn from(id: &str, header: &Header, before: Option<Known>, lasts: Option<Lasts>) -> Self {
+        let expires = |lasts: Lasts| lasts.sent + (lasts.ttl - lasts.ttl / 100).saturating_sub(CLOCK_MARGIN);
         let now = Instant::now();
-        let unchanged = before.filter(|before| before.version == header.version);
+        let unchanged = before.as_ref().filter(|before| before.version == header.version);
         Known {
+            id: before.as_ref().map_or_else(|| id.into(), |before| before.id.clone()),
             incarnation: header.incarnation,
             version: header.version,
             mark: header.mark_of(header.version).unwrap_or_default(),
             deleted: !header.live,
             at: now,
             since: unchanged.map_or(now, |before| before.since),
-            expires: wrote.map(expires).or_else(|| unchanged.and_then(|before| before.expires)),
-            relist: before.and_then(|before| before.relist),
+            expires: lasts.map(expires).or_else(|| unchanged.and_then(|before| before.expires)),
+            reported: false,
+            relist: before.as_ref().and_then(|before| before.relist),
         }
     }
 
@@ -203,6 +258,14 @@ mod tests {
         (2..=n).fold(Header::first(7, [1; 4], "ann"), |header, n| header.next([n; 4]))
     }
 
+    fn behind(known: u64) -> Behind {
+        Behind { known, reported: false }
+    }
+
+    fn found(seen: &Seen, tag: &Tag, header: Option<&Header>, asked_at: Instant) -> Result<(), Behind> {
+        seen.found((tag, "s"), header, asked_at, None)
+    }
+
     async fn tick() -> Instant {
         tokio::time::advance(Duration::from_millis(1)).await;
         Instant::now()
@@ -211,16 +274,16 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn what_went_back_is_told_once() {
         let (seen, tag) = (Seen::new(100), tag("s"));
-        assert_eq!(seen.found(&tag, Some(&version(5)), tick().await), Ok(()));
-        assert_eq!(seen.found(&tag, Some(&version(9)), tick().await), Ok(()));
-        assert_eq!(seen.found(&tag, Some(&version(7)), tick().await), Err(Behind { known: 9 }));
-        assert_eq!(seen.found(&tag, Some(&version(7)), tick().await), Ok(()), "from now on this counts");
+        assert_eq!(found(&seen, &tag, Some(&version(5)), tick().await), Ok(()));
+        assert_eq!(found(&seen, &tag, Some(&version(9)), tick().await), Ok(()));
+        assert_eq!(found(&seen, &tag, Some(&version(7)), tick().await), Err(behind(9)));
+        assert_eq!(found(&seen, &tag, Some(&version(7)), tick().await), Ok(()), "from now on this counts");
         let other = version(6).next([99; 4]);
-        assert_eq!(seen.found(&tag, Some(&other), tick().await), Err(Behind { known: 7 }), "another version 7");
+        assert_eq!(found(&seen, &tag, Some(&other), tick().await), Err(behind(7)), "another version 7");
         let ahead = version(6).next([98; 4]).next([8; 4]).next([9; 4]);
-        assert_eq!(seen.found(&tag, Some(&ahead), tick().await), Err(Behind { known: 7 }), "overtaken, and still told");
+        assert_eq!(found(&seen, &tag, Some(&ahead), tick().await), Err(behind(7)), "overtaken, and still told");
         let anew = Header::first(8, [1; 4], "ann");
-        assert_eq!(seen.found(&tag, Some(&anew), tick().await), Ok(()), "another session under the same id");
+        assert_eq!(found(&seen, &tag, Some(&anew), tick().await), Ok(()), "another session under the same id");
     }
 
     #[tokio::test(start_paused = true)]
@@ -229,38 +292,66 @@ mod tests {
         let asked = tick().await;
         let sent = tick().await;
         tick().await;
-        seen.wrote(&tag, &version(3), Wrote { sent, ttl: Duration::from_secs(100) });
-        assert_eq!(seen.found(&tag, Some(&version(2)), asked), Ok(()));
+        seen.wrote((&tag, "s"), &version(3), Lasts { sent, ttl: Duration::from_secs(100) });
+        assert_eq!(found(&seen, &tag, Some(&version(2)), asked), Ok(()));
         assert_eq!(seen.guard(&tag, 3), Guard::Mark([3; 4]), "and replace nothing");
         assert_eq!((seen.guard(&tag, 2), seen.guard(&tag, 4)), (Guard::Refuse, Guard::Nothing));
-        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Err(Behind { known: 3 }));
+        assert_eq!(found(&seen, &tag, Some(&version(2)), tick().await), Err(behind(3)));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_session_that_is_not_there_was_deleted_expired_or_lost() {
         let (seen, tag) = (Seen::new(100), tag("s"));
         let ttl = Duration::from_secs(100);
-        let wrote = async || Wrote { sent: tick().await, ttl };
-        seen.wrote(&tag, &version(2), wrote().await);
-        assert_eq!(seen.found(&tag, None, tick().await), Err(Behind { known: 2 }));
-        assert_eq!(seen.found(&tag, None, tick().await), Ok(()));
-        seen.wrote(&tag, &version(2), wrote().await);
+        let wrote = async || Lasts { sent: tick().await, ttl };
+        seen.wrote((&tag, "s"), &version(2), wrote().await);
+        assert_eq!(found(&seen, &tag, None, tick().await), Err(behind(2)));
+        assert_eq!(found(&seen, &tag, None, tick().await), Ok(()));
+        seen.wrote((&tag, "s"), &version(2), wrote().await);
         tokio::time::advance(ttl - Duration::from_secs(1)).await;
-        assert_eq!(seen.found(&tag, None, tick().await), Ok(()), "expired");
-        seen.wrote(&tag, &version(3).deleted(), wrote().await);
-        assert_eq!(seen.found(&tag, None, tick().await), Ok(()), "deleted");
-        seen.wrote(&tag, &version(3).deleted(), wrote().await);
-        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Err(Behind { known: 3 }), "back from the dead");
-        seen.wrote(&tag, &version(9), wrote().await);
+        assert_eq!(found(&seen, &tag, None, tick().await), Ok(()), "expired");
+        seen.wrote((&tag, "s"), &version(3).deleted(), wrote().await);
+        assert_eq!(found(&seen, &tag, None, tick().await), Ok(()), "deleted");
+        seen.wrote((&tag, "s"), &version(3).deleted(), wrote().await);
+        assert_eq!(found(&seen, &tag, Some(&version(2)), tick().await), Err(behind(3)), "back from the dead");
+        seen.wrote((&tag, "s"), &version(9), wrote().await);
         tokio::time::advance(HORIZON).await;
-        assert_eq!(seen.found(&tag, Some(&version(2)), tick().await), Ok(()), "too long ago");
+        assert_eq!(found(&seen, &tag, Some(&version(2)), tick().await), Ok(()), "too long ago");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_loss_that_nobody_asked_about_is_reported_once_and_told_all_the_same() {
+        let (seen, tag) = (Seen::new(100), tag("s"));
+        let lost = |known| Audit::Lost { id: "s".into(), known };
+        seen.wrote((&tag, "s"), &version(5), Lasts { sent: tick().await, ttl: Duration::from_secs(100) });
+        let asked = tick().await;
+        assert_eq!(seen.audit(&tag, Some(&version(5)), asked), Audit::Sound);
+        assert_eq!(seen.audit(&tag, Some(&version(6)), asked), Audit::Sound);
+        tick().await;
+        seen.wrote((&tag, "s"), &version(6), Lasts { sent: tick().await, ttl: Duration::from_secs(100) });
+        assert_eq!(seen.audit(&tag, Some(&version(4)), asked), Audit::Again, "written meanwhile");
+        assert_eq!(seen.audit(&tag, Some(&version(4)), tick().await), lost(6));
+        assert_eq!(seen.audit(&tag, Some(&version(4)), tick().await), Audit::Sound, "once");
+        let told = Err(Behind { known: 6, reported: true });
+        assert_eq!(found(&seen, &tag, Some(&version(4)), tick().await), told);
+        assert_eq!(found(&seen, &tag, Some(&version(4)), tick().await), Ok(()));
+        seen.wrote((&tag, "s"), &version(5), Lasts { sent: tick().await, ttl: Duration::from_secs(100) });
+        assert_eq!(seen.audit(&tag, None, tick().await), lost(5), "another loss");
+        assert_eq!(seen.in_slots(|slot| slot == tag.slot()), [tag.clone()]);
+        assert_eq!(seen.in_slots(|slot| slot != tag.slot()), []);
+        seen.found((&tag, "s"), None, tick().await, None).unwrap_err();
+        let read = Lasts { sent: tick().await, ttl: Duration::from_secs(100) };
+        seen.found((&tag, "s"), Some(&version(2)), read.sent, Some(read)).unwrap();
+        assert_eq!(seen.audit(&tag, None, tick().await), lost(2), "what was only read");
+        tokio::time::advance(Duration::from_secs(99)).await;
+        assert_eq!(seen.audit(&tag, None, tick().await), Audit::Sound, "expired");
     }
 
     #[tokio::test(start_paused = true)]
     async fn the_memory_is_bounded() {
         let seen = Seen::new(3200);
         for n in 0..20_000 {
-            seen.found(&tag(&n.to_string()), Some(&version(2)), Instant::now()).unwrap();
+            found(&seen, &tag(&n.to_string()), Some(&version(2)), Instant::now()).unwrap();
         }
         let held: usize = seen
             .shards
