@@ -1,5 +1,8 @@
 //! Sessions: small shared states with a version, and snapshots of states at a position of the log.
 
+#[cfg(test)]
+mod tests;
+
 use std::time::Duration;
 
 use async_trait::async_trait;

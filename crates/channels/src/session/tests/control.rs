@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use plenum_protocol::{ConnectRequest, Disconnect, Encoding, Request, SubscribeRequest};
+use plenum_protocol::{ConnectRequest, Disconnect, Encoding, RefreshRequest, Request, SubscribeRequest};
 use tokio::time::Instant;
 
+use super::ledger::FarLedger;
 use super::{Client, Cluster, settings};
 use crate::node::unix_now;
 use crate::{ConnectionClaims, Node, OperationError, Target};
@@ -61,6 +62,23 @@ async fn a_replica_that_starts_knows_who_is_blocked() {
     assert_eq!(connect(&late, "bert;jti=other", String::new()).await, 0);
 }
 
+/// Nobody is let in before, and who asks hears why before giving up: released clients wait 5 s for the reply.
+#[tokio::test(start_paused = true)]
+async fn a_connect_before_it_is_known_who_is_blocked_is_told_why() {
+    let ledger = FarLedger::new();
+    ledger.set_away(true);
+    let mut cluster = Cluster::on(ledger.clone());
+    let node = cluster.replica(settings());
+    let (mut client, began) = (Client::attach(&node, Encoding::Json), Instant::now());
+    let request = ConnectRequest { token: "anna".into(), ..ConnectRequest::default() };
+    let error = client.call(Request::Connect(Box::new(request))).await.unwrap_err();
+    assert!(began.elapsed() < Duration::from_secs(5), "{:?}", began.elapsed());
+    assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
+    assert!(error.message.contains("who is blocked"), "{error:?}");
+    ledger.set_away(false);
+    assert_eq!(connect(&node, "anna", String::new()).await, 0);
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_block_ends_by_itself() {
     let mut cluster = Cluster::new();
@@ -90,6 +108,9 @@ async fn a_revoked_token_grants_nothing_more() {
     let carried = serde_json::json!({ "plenum": { "resume": pass } }).to_string();
     assert_eq!(connect(&one, "anna;jti=a", String::new()).await, 113);
     assert_eq!(connect(&one, "anna;jti=a", carried.clone()).await, 113);
+    // Nor does it lengthen a connection that was made with another one, which stays.
+    let refresh = RefreshRequest { token: "anna;jti=a".into() };
+    assert_eq!(spared.call(Request::Refresh(refresh)).await.unwrap_err().code, 113);
     spared.call(Request::Ping).await.unwrap();
 }
 

@@ -1,78 +1,20 @@
 //! The copy of blocks and revocations, from which a replica starts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use async_trait::async_trait;
 use bytes::Bytes;
-use parking_lot::Mutex;
 
 use super::control::connect;
+use super::ledger::FarLedger;
 use super::{Cluster, settings};
-use crate::memory::{MemoryCopies, MemoryLedger};
-use crate::{Copies, Ledger, LedgerError, Node, Record};
+use crate::memory::MemoryCopies;
+use crate::{Copies, Ledger, Node};
 
 const BLOCKED: usize = 1500;
 const REGISTER: &str = "c/entries";
-
-/// A ledger that counts the records that its readers got, and may be away.
-#[derive(Default)]
-struct Counting {
-    ledger: Mutex<Option<Arc<MemoryLedger>>>,
-    read: AtomicUsize,
-    away: AtomicBool,
-}
-
-impl Counting {
-    fn new() -> Arc<Self> {
-        let counting = Self::default();
-        *counting.ledger.lock() = Some(MemoryLedger::new());
-        Arc::new(counting)
-    }
-
-    fn inner(&self) -> Result<Arc<MemoryLedger>, LedgerError> {
-        let away = self.away.load(Ordering::Relaxed);
-        let inner = self.ledger.lock().clone().filter(|_| !away);
-        inner.ok_or(LedgerError::Unavailable { reason: "away".into() })
-    }
-
-    /// The records that were read since the last call.
-    fn take(&self) -> usize {
-        self.read.swap(0, Ordering::Relaxed)
-    }
-}
-
-#[async_trait]
-impl Ledger for Counting {
-    async fn get(&self, key: &str) -> Result<Option<Record>, LedgerError> {
-        self.inner()?.get(key).await
-    }
-
-    async fn put(
-        &self,
-        key: &str,
-        value: Option<Bytes>,
-        expected: Option<u64>,
-        ttl: Option<Duration>,
-    ) -> Result<u64, LedgerError> {
-        self.inner()?.put(key, value, expected, ttl).await
-    }
-
-    async fn changes(&self, revision: u64, limit: usize) -> Result<Vec<Record>, LedgerError> {
-        let changes = self.inner()?.changes(revision, limit).await?;
-        self.read.fetch_add(changes.len(), Ordering::Relaxed);
-        Ok(changes)
-    }
-
-    async fn end(&self) -> Result<u64, LedgerError> {
-        self.inner()?.end().await
-    }
-
-    async fn fill(&self) -> Result<f64, LedgerError> {
-        self.inner()?.fill().await
-    }
-}
 
 /// A store that takes its time.
 struct Slow(Arc<MemoryCopies>, Duration);
@@ -90,7 +32,7 @@ impl Copies for Slow {
     }
 }
 
-fn cluster(ledger: &Arc<Counting>, copies: Arc<dyn Copies>) -> Cluster {
+fn cluster(ledger: &Arc<FarLedger>, copies: Arc<dyn Copies>) -> Cluster {
     Cluster { copies: Some(copies), ..Cluster::on(ledger.clone()) }
 }
 
@@ -103,7 +45,7 @@ async fn settle() {
 }
 
 /// A cluster with many blocks; the copy is made as soon as a replica has read them.
-async fn blocked(ledger: &Arc<Counting>, copies: Arc<dyn Copies>) -> (Cluster, Arc<Node>) {
+async fn blocked(ledger: &Arc<FarLedger>, copies: Arc<dyn Copies>) -> (Cluster, Arc<Node>) {
     let mut cluster = cluster(ledger, copies);
     let one = cluster.replica(settings());
     for n in 0..BLOCKED {
@@ -112,24 +54,24 @@ async fn blocked(ledger: &Arc<Counting>, copies: Arc<dyn Copies>) -> (Cluster, A
     settle().await;
     // Made while the blocks came; another one holds them all.
     tokio::time::sleep(Duration::from_secs(900)).await;
-    ledger.take();
+    ledger.take_shown();
     (cluster, one)
 }
 
 /// Blocks hold on a replica that starts now; the records that it read.
-async fn start(cluster: &mut Cluster, ledger: &Counting) -> (Arc<Node>, usize) {
-    ledger.take();
+async fn start(cluster: &mut Cluster, ledger: &FarLedger) -> (Arc<Node>, usize) {
+    ledger.take_shown();
     let node = cluster.replica(settings());
     for n in [0, BLOCKED / 2, BLOCKED - 1] {
         assert_eq!(connect(&node, &user(n), String::new()).await, 3507, "{n}");
     }
     assert_eq!(connect(&node, "bert", String::new()).await, 0);
-    (node, ledger.take())
+    (node, ledger.take_shown())
 }
 
 #[tokio::test(start_paused = true)]
 async fn a_replica_that_starts_reads_the_copy_and_what_came_after_it() {
-    let ledger = Counting::new();
+    let ledger = FarLedger::new();
     let (mut cluster, one) = blocked(&ledger, MemoryCopies::new()).await;
     let (_, read) = start(&mut cluster, &ledger).await;
     assert!(read <= 2, "{read} records of the ledger were read");
@@ -147,15 +89,15 @@ async fn a_replica_that_starts_reads_the_copy_and_what_came_after_it() {
 /// An erased register shows for an hour only: a copy is never used that is so old that it could lack the erasure.
 #[tokio::test(start_paused = true)]
 async fn an_old_copy_brings_no_block_back() {
-    let ledger = Counting::new();
+    let ledger = FarLedger::new();
     let copies = MemoryCopies::new();
     let (mut cluster, one) = blocked(&ledger, copies).await;
     one.unblock_user(&user(7)).await.unwrap();
     // Nobody makes another one.
-    ledger.away.store(true, Ordering::Relaxed);
+    ledger.set_away(true);
     tokio::time::sleep(Duration::from_secs(1801)).await;
     drop(one);
-    ledger.away.store(false, Ordering::Relaxed);
+    ledger.set_away(false);
     assert_eq!(ledger.get(REGISTER).await.unwrap(), None);
     let (node, read) = start(&mut cluster, &ledger).await;
     assert!(read >= BLOCKED - 1, "{read}");
@@ -164,7 +106,7 @@ async fn an_old_copy_brings_no_block_back() {
 
 #[tokio::test(start_paused = true)]
 async fn what_is_not_the_copy_that_the_ledger_names_is_not_believed() {
-    let ledger = Counting::new();
+    let ledger = FarLedger::new();
     let copies = MemoryCopies::new();
     let (mut cluster, _one) = blocked(&ledger, copies.clone()).await;
     let named: serde_json::Value =
@@ -184,33 +126,84 @@ async fn what_is_not_the_copy_that_the_ledger_names_is_not_believed() {
     cluster.copies = Some(copies.clone());
     assert!(copies.keep(poisoned.into(), Duration::from_secs(600)).await);
     assert!(start(&mut cluster, &ledger).await.1 >= BLOCKED);
-    // The same copy beside another ledger, which names none.
+    // The same copy, said to reach further than the ledger had come when it was named.
     assert!(copies.keep(good, Duration::from_secs(600)).await);
-    *ledger.ledger.lock() = Some(MemoryLedger::new());
+    let mut further = named.clone();
+    further["copy"]["revision"] = (ledger.end().await.unwrap() + 2).into();
+    ledger.put(REGISTER, Some(further.to_string().into()), None, None).await.unwrap();
+    ledger.block("anna").await;
+    let (node, read) = start(&mut cluster, &ledger).await;
+    assert_eq!((connect(&node, "anna", String::new()).await, read >= BLOCKED), (3507, true));
+    // The same copy beside another ledger, which names none.
+    ledger.begin_anew();
     let fresh = cluster.replica(settings());
     assert_eq!(connect(&fresh, &user(0), String::new()).await, 0);
 }
 
-/// A maker that slept between reading and naming lacks what came meanwhile: its claim has run out.
+/// The revision of the copy that the ledger names; `None`: it names none.
+async fn named(ledger: &FarLedger) -> Option<u64> {
+    let found = ledger.get(REGISTER).await.unwrap()?;
+    found.value?.starts_with(b"{\"copy\"").then_some(found.revision)
+}
+
+/// A maker that slept between reading and naming lacks what came meanwhile: its claim has run out, also where nobody else
+/// has made another one.
 #[tokio::test(start_paused = true)]
 async fn a_claim_that_ran_out_names_no_copy() {
-    let ledger = Counting::new();
-    for (takes, named) in [(50, true), (61, false)] {
-        *ledger.ledger.lock() = Some(MemoryLedger::new());
+    let ledger = FarLedger::new();
+    for (takes, alone, is_named) in [(50, false, true), (61, false, false), (61, true, false)] {
+        ledger.begin_anew();
         let mut cluster = cluster(&ledger, Arc::new(Slow(MemoryCopies::new(), Duration::from_secs(takes))));
         let one = cluster.replica(settings());
         one.block_user("anna", 0).await.unwrap();
-        tokio::time::sleep(Duration::from_secs(takes + 5)).await;
-        let found = ledger.get(REGISTER).await.unwrap();
-        let is_copy = found.and_then(|record| record.value).is_some_and(|value| value.starts_with(b"{\"copy\""));
-        assert_eq!(is_copy, named, "after {takes} s");
+        tokio::time::sleep(Duration::from_secs(2)).await;
+        // What it began goes on; it begins nothing more.
+        let one = (!alone).then_some(one);
+        tokio::time::sleep(Duration::from_secs(takes + 3)).await;
+        assert_eq!(named(&ledger).await.is_some(), is_named, "after {takes} s, alone: {alone}");
+        drop(one);
     }
+}
+
+/// Who reads so slowly that it has not read its own claim knows nothing that is new enough.
+#[tokio::test(start_paused = true)]
+async fn who_is_behind_makes_no_copy() {
+    let ledger = FarLedger::new();
+    let mut cluster = cluster(&ledger, MemoryCopies::new());
+    ledger.block("anna").await;
+    ledger.page_ms.store(11_000, Ordering::Relaxed);
+    let _one = cluster.replica(settings());
+    tokio::time::sleep(Duration::from_secs(600)).await;
+    assert_eq!(named(&ledger).await, None);
+    ledger.page_ms.store(0, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    assert!(named(&ledger).await.is_some());
+}
+
+/// Its reader would have to read too much after it, or it has run out while nobody could make another one.
+#[tokio::test(start_paused = true)]
+async fn a_copy_is_made_anew_when_much_came_after_it_and_when_it_is_gone() {
+    let ledger = FarLedger::new();
+    let mut cluster = cluster(&ledger, MemoryCopies::new());
+    let one = cluster.replica(settings());
+    one.block_user("anna", 0).await.unwrap();
+    tokio::time::sleep(Duration::from_secs(90)).await;
+    let first = named(&ledger).await.expect("a copy");
+    ledger.resumes(1100).await;
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let second = named(&ledger).await.expect("a copy");
+    assert!(second > first + 1100, "{first}, {second}");
+    ledger.set_away(true);
+    tokio::time::sleep(Duration::from_secs(1900)).await;
+    ledger.set_away(false);
+    settle().await;
+    assert!(named(&ledger).await > Some(second));
 }
 
 /// Several replicas take turns: one of them makes the copy.
 #[tokio::test(start_paused = true)]
 async fn a_copy_is_made_by_one_and_made_anew_before_it_ends() {
-    let ledger = Counting::new();
+    let ledger = FarLedger::new();
     let mut cluster = cluster(&ledger, MemoryCopies::new());
     let nodes: Vec<_> = (0..3).map(|_| cluster.replica(settings())).collect();
     nodes[0].block_user("anna", 0).await.unwrap();
@@ -229,7 +222,7 @@ async fn a_copy_is_made_by_one_and_made_anew_before_it_ends() {
 
 #[tokio::test(start_paused = true)]
 async fn without_blocks_or_resumes_nothing_is_written() {
-    let ledger = Counting::new();
+    let ledger = FarLedger::new();
     let mut cluster = cluster(&ledger, MemoryCopies::new());
     let _node = cluster.replica(settings());
     tokio::time::sleep(Duration::from_secs(3600)).await;

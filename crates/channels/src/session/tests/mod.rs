@@ -8,6 +8,7 @@ mod copies;
 mod draining;
 mod following;
 mod joining;
+mod ledger;
 mod limits;
 mod lost;
 mod recovery;
