@@ -376,11 +376,11 @@ const commands = {
     return {};
   },
 
-  /** Signs tokens with another key from now on. Answers how each replica closes a connect with a token of the one before. */
-  async key({ tokenKey }) {
+  /** Signs tokens with another key from now on. Answers how replicas close a connect with a token of the one before. */
+  async key({ tokenKey, ports }) {
     const before = token('somebody');
     settings.tokenKey = tokenKey;
-    return { codes: await refusals(WebSocket, endpoints, before) };
+    return { codes: await refusals(WebSocket, ports, before) };
   },
 
   /** Changes how long publishers wait. */

@@ -17,7 +17,8 @@ def counted(replica):
 
 class Resumes:
     """Watches from now on that members of the groups come back by resume. The replicas get another key of connection tokens
-    first, so that the token of a connection from before is refused: who is not resumed stays away, or asks for a new token."""
+    until it is judged, so that the token of a connection from before is refused: who is not resumed stays away, or asks for a new
+    token."""
 
     def __init__(self, system, groups):
         self.system, self.groups = system, groups
@@ -37,12 +38,13 @@ class Resumes:
         self.system.replicas[number].kill()
 
     def judge(self, figures, wrong):
-        """What came of it; every replica that was killed may run again or not."""
+        """What came of it; every replica that was killed may run again or not. Then tokens are good again."""
         after = self._members()
         back = sum(member["connects"] - self.before[user]["connects"] for user, member in after.items())
         asked = sum(member["asked"] - self.before[user]["asked"] for user, member in after.items())
         for replica, base in zip(self.system.replicas, self.base):
             self.sum += counted(replica) - base
+        self.system.change_key(first=True)
         accepted = self.sum.pop("accepted", 0)
         figures["came back, their connection tokens void"] = (
             f"{back} times, {accepted} resumes accepted, refused: {dict(self.sum) or 'none'}; connection tokens asked for: {asked}")

@@ -130,16 +130,16 @@ class System:
         settings["channel"]["namespaces"].append(ROOM)
         settings["nats"] = {"servers": self.cluster.urls, "replicas": 3, "user": "plenum", "password": PASSWORD}
         settings["redis"] = {"servers": self.redis.servers, "user": self.redis.user, "password": self.redis.password}
-        self.key = settings["http_api"]["key"]
+        self.key, self.token_key = settings["http_api"]["key"], settings["client"]["token"]["hmac_secret_key"]
         self.replicas = []
         for number in range(3):
             log_path = LOGS / f"sessions-replica-{number}.log"
             log_path.write_bytes(b"")
             self.replicas.append(Replica(number, folder, settings, log_path))
-        self.clients, self.keys = None, 0
+        self.clients = None
         self.settings = {
             "endpoints": [replica.port for replica in self.replicas], "apiKey": self.key,
-            "tokenKey": settings["client"]["token"]["hmac_secret_key"], "channels": CHANNELS, "publishers": 8, "pauseMs": 100,
+            "tokenKey": self.token_key, "channels": CHANNELS, "publishers": 8, "pauseMs": 100,
         }
 
     def start(self):
@@ -159,18 +159,22 @@ class System:
         self.replicas[number].launch()
         self.ready()
 
-    def change_key(self):
-        """Gives the replicas another key of connection tokens, as a reload does: tokens from before are refused by each."""
-        self.keys += 1
-        key, ends = f"{self.settings['tokenKey']}-{self.keys}", []
+    def change_key(self, first=False):
+        """Gives the replicas another key of connection tokens, or the first one again, as a reload does: tokens of the key before
+        are refused by each from then on."""
+        key = self.settings["tokenKey"] + ("" if first else "-and-another-one")
+        if key == self.token_key:
+            return
+        self.token_key, reloading = key, []
         for replica in self.replicas:
             self.configure(replica, lambda settings: settings["client"]["token"].update(hmac_secret_key=key))
-            ends.append(replica.log_path.stat().st_size)
-            replica.process.send_signal(signal.SIGHUP)
-        for replica, end in zip(self.replicas, ends):
+            if replica.process.poll() is None:
+                reloading.append((replica, replica.log_path.stat().st_size))
+                replica.process.send_signal(signal.SIGHUP)
+        for replica, end in reloading:
             until(f"{replica.name} reloaded", lambda: RELOADED in replica.log_path.read_bytes()[end:], START_SECONDS)
-        codes = self.clients.run("key", tokenKey=key)["codes"]
-        if codes != [REFUSED] * len(self.replicas):
+        codes = self.clients.run("key", tokenKey=key, ports=[replica.port for replica, _ in reloading])["codes"]
+        if codes != [REFUSED] * len(reloading):
             raise Failure(f"connects with a token of the key before ended with {codes}, not {REFUSED}")
 
     @staticmethod
@@ -192,6 +196,7 @@ class System:
                 replica.launch()
             replica.thaw()
         self.ready()
+        self.change_key(first=True)
 
     def stop(self):
         """Ends all of it; says what went wrong, or None."""

@@ -20,7 +20,7 @@ SUPERSEDED = 3503
 @case("an old socket whose replica was paused for 1 s is closed")
 def paused_shortly(system, figures, wrong):
     taken_over(system, figures, wrong, lambda number: one(system, wrong, number, SHORT_SECONDS))
-    whole(system)
+    whole(system, seconds=30)
 
 
 @case("an old socket whose replica was paused for 5 s is closed")
