@@ -50,8 +50,12 @@ pub(crate) struct Faults {
     pub hold_positions: AtomicBool,
     /// The front is looked at before a range is read, not after it.
     pub front_first: AtomicBool,
-    /// Reads of a range wait while a test holds this.
-    pub before_range: RwLock<()>,
+    /// Reads of a part of a range wait while a test holds this.
+    pub before_part: RwLock<()>,
+    /// Parts that were read, or wait for that.
+    pub parts: AtomicU32,
+    /// A part of a range that does not begin with what it follows is taken for complete.
+    pub trust_parts: AtomicBool,
     /// Entries count however late they were stored.
     pub count_late: AtomicBool,
     /// Entries are void this many milliseconds after their first attempt; 0 for as long as in production.

@@ -3,7 +3,7 @@
 use std::panic::Location;
 use std::sync::Arc;
 
-use plenum_channels::{Page, Position, Read, Since, Tail, Version};
+use plenum_channels::{Entry, Page, Position, Read, Since, Tail, Version};
 
 use super::entry::Record;
 use super::event::entry;
@@ -17,11 +17,11 @@ use super::setup::stream_info;
 use super::shard::{Current, Shard};
 use super::tails;
 
-/// Entries of one request.
-const BATCH: usize = 256;
+/// Most entries of one request.
+const BATCH: usize = 1024;
 
-/// What a stored publication has besides what its reader gets, times a few.
-const ENVELOPES: usize = 16 * 1024;
+/// About the bytes of a stored publication's headers.
+const HEADERS: usize = 128;
 
 /// Entries behind the tail that are searched for its version.
 const VERSION_SEARCH: usize = 1024;
@@ -53,6 +53,22 @@ struct Top {
     subject: String,
     end: End,
     last: Option<Stored>,
+}
+
+/// Entries that follow one another, and what is known of them.
+struct Stretch {
+    entries: Vec<Arc<Entry>>,
+    more: bool,
+    /// Nothing was trimmed between its parts.
+    unbroken: bool,
+    /// Nothing of it had expired.
+    unexpired: bool,
+}
+
+impl Stretch {
+    fn page(self, top: &Top, complete: bool) -> Page {
+        Page { entries: self.entries, top: top.current.position(top.end.top()), complete, more: self.more }
+    }
 }
 
 impl Reader<'_> {
@@ -160,32 +176,54 @@ impl Reader<'_> {
         }
         #[cfg(test)]
         let allowed = self.front_allows(top, position).await?;
-        #[cfg(test)]
-        drop(self.shard.faults.before_range.read().await);
         // What is at the position, or the first that is left behind it; and what follows.
-        let first = get_batch(&top.client, &top.current.stream, &top.subject, position, 2).await?;
-        let found = first.first().is_some_and(|stored| stored.seq == position);
+        let part = self.part(top, position, read.limit, read.max_bytes).await?;
+        let following = part.first().map_or(0, |stored| stored.pending + u64::from(stored.seq > position));
+        if following > read.retention.size as u64 {
+            let from = self.rank(top, read.retention.size as u64).await?.max(top.end.hidden);
+            return Ok(self.forwards(top, read, from, Vec::new()).await?.page(top, false));
+        }
+        let hides = part.iter().any(|stored| stored.seq > position && stored.seq < top.end.hidden);
+        let at_ms = part.first().filter(|stored| stored.seq == position).map(|stored| stored.time_ms);
+        let from = (position + 1).max(top.end.hidden);
+        let stretch = self.forwards(top, read, from, part).await?;
         // After the range was read: what it lacks was trimmed before that, and the front tells.
-        let mut complete = found || self.front_allows(top, position).await?;
+        let mut complete = match at_ms {
+            Some(at_ms) if stretch.unbroken => self.stays(top, position, at_ms).await?,
+            _ => self.front_allows(top, position).await?,
+        };
         #[cfg(test)]
         if Faults::on(&self.shard.faults.front_first) {
             complete = allowed;
         }
         // Settings that somebody changed may have taken entries out of the middle.
-        complete &= self.shard.broken().is_none();
-        let following = first.first().map_or(0, |stored| stored.pending + u64::from(stored.seq > position));
-        let mut from = position + 1;
-        if following > read.retention.size as u64 {
-            complete = false;
-            from = self.rank(top, read.retention.size as u64).await?;
-        }
-        if top.end.hidden > from {
-            let hides = first.iter().any(|stored| stored.seq > position && stored.seq < top.end.hidden);
-            complete &= !hides;
-            from = top.end.hidden;
-        }
-        let previous = if found && from == position + 1 { position } else { 0 };
-        self.forwards(top, read, from, previous, complete).await
+        complete &= self.shard.broken().is_none() && !hides;
+        complete &= stretch.unexpired;
+        Ok(stretch.page(top, complete))
+    }
+
+    /// Whether an entry that a range began with, stored at `at_ms`, cannot have been trimmed by its age while the range was
+    /// read. (Bytes trim on a write, and no write comes between the entries of one answer.)
+    async fn stays(&self, top: &Top, seq: u64, at_ms: u64) -> Result<bool, RequestError> {
+        let age_ms = self.shard.now_ms().saturating_sub(at_ms);
+        Ok(proof::is_out_of_reach(age_ms, self.shard.max_age_ms)
+            || front(&top.client, &top.current.stream).await? < seq)
+    }
+
+    /// The channel's entries from sequence `from`, in one request: the first, then about as many as asked for.
+    async fn part(&self, top: &Top, from: u64, count: usize, bytes: usize) -> Result<Vec<Stored>, RequestError> {
+        #[cfg(test)]
+        self.shard.faults.parts.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+        #[cfg(test)]
+        drop(self.shard.faults.before_part.read().await);
+        // One more shows whether there is more.
+        let count = count.saturating_add(2).min(BATCH);
+        // Where a range begins costs the server as much as a thousand entries, and it counts subjects and headers as well: so
+        // that a page comes in one range, the newest entry tells how many will fit.
+        let size = top.last.as_ref().map_or(1, |last| last.payload.len().max(1));
+        let fit = (bytes / size).saturating_add(2).min(count);
+        let room = bytes.saturating_add(fit * (top.subject.len() + HEADERS)).saturating_add(size);
+        get_part(&top.client, &top.current.stream, &top.subject, from, count, room).await
     }
 
     /// Of a channel that the stream holds nothing of any more: whether its remembered tail and what the stream still holds
@@ -212,9 +250,7 @@ impl Reader<'_> {
             return Ok(nothing(top, top.end.top(), true));
         }
         let from = self.oldest_visible(top, read).await?;
-        let mut page = self.forwards(top, read, from, 0, true).await?;
-        page.complete = true;
-        Ok(page)
+        Ok(self.forwards(top, read, from, Vec::new()).await?.page(top, true))
     }
 
     /// The first sequence that the reader may see.
@@ -229,62 +265,77 @@ impl Reader<'_> {
         Ok(from.max(top.end.hidden))
     }
 
-    /// Entries from sequence `from`, up to the top, within the read's bounds.
+    /// Entries from sequence `from` up to the top, within the read's bounds. `part` is what was read of them already; it may
+    /// begin with what they follow.
     async fn forwards(
         &self,
         top: &Top,
         read: &Read,
         from: u64,
-        mut previous: u64,
-        mut complete: bool,
-    ) -> Result<Page, RequestError> {
+        mut part: Vec<Stored>,
+    ) -> Result<Stretch, RequestError> {
         let end = top.end.last.unwrap_or(0);
         let ttl_ms = proof::millis(read.retention.ttl);
-        let (mut entries, mut more) = (Vec::new(), false);
-        let (mut bytes, mut next, mut before_ms): (usize, u64, Option<u64>) = (0, from, None);
-        'pages: while next <= end {
-            let wanted = (read.limit - entries.len().min(read.limit) + 1).min(BATCH);
-            let room = read.max_bytes.saturating_sub(bytes).saturating_add(ENVELOPES);
-            let batch = get_part(&top.client, &top.current.stream, &top.subject, next, wanted, room).await?;
-            if batch.is_empty() {
-                return Err(RequestError::Unavailable("the answering server lags behind"));
-            }
-            for stored in batch {
-                if stored.seq > end {
-                    break 'pages;
+        let (mut entries, mut bytes, mut more) = (Vec::new(), 0, false);
+        let (mut unbroken, mut unexpired) = (true, true);
+        let (mut last, mut before_ms) = (None, None);
+        'parts: while last.map_or(from, |last: u64| last + 1) <= end {
+            if part.is_empty() {
+                let (left, room) = (read.limit.saturating_sub(entries.len()), read.max_bytes.saturating_sub(bytes));
+                part = self.part(top, last.unwrap_or(from), left, room).await?;
+                // A part that does not begin with what it follows shows that the front has passed that.
+                let follows = last.is_none() || part.first().map(|stored| stored.seq) == last;
+                #[cfg(test)]
+                let follows = follows || Faults::on(&self.shard.faults.trust_parts);
+                unbroken &= follows;
+                if part.last().map(|stored| stored.seq) <= last {
+                    return Err(RequestError::Unavailable("the answering server lags behind"));
                 }
-                if entries.len() >= read.limit || bytes > read.max_bytes {
+            }
+            for stored in std::mem::take(&mut part) {
+                if stored.seq > end {
+                    break 'parts;
+                }
+                if last == Some(stored.seq) {
+                    continue;
+                }
+                if stored.seq >= from && (entries.len() >= read.limit || bytes > read.max_bytes) {
                     more = true;
-                    break 'pages;
+                    break 'parts;
+                }
+                let previous = last.replace(stored.seq).unwrap_or(0);
+                if stored.seq < from {
+                    continue;
                 }
                 if before_ms.is_some_and(|before| stored.time_ms.saturating_sub(before) >= ttl_ms) {
                     // All that came before this one had expired when it came.
                     entries.clear();
                     bytes = 0;
-                    complete = false;
+                    unexpired = false;
                 }
-                next = stored.seq + 1;
                 before_ms = Some(stored.time_ms);
-                let entry = entry(self.shard, stored.seq, std::mem::replace(&mut previous, stored.seq), &stored);
-                if let Some(entry) = entry {
+                if let Some(entry) = entry(self.shard, stored.seq, previous, &stored) {
                     bytes += entry.bytes();
                     entries.push(Arc::new(entry));
                     if bytes > read.max_bytes {
                         more = stored.seq < end;
-                        break 'pages;
+                        break 'parts;
                     }
                 }
             }
         }
-        if let (true, Some(before_ms)) = (more, before_ms) {
+        if let (true, Some(last), Some(before_ms)) = (more, last, before_ms) {
             // What expired behind the page's end took the page with it.
-            match self.expiry(top, next - 1, before_ms, ttl_ms).await? {
+            match self.expiry(top, last, before_ms, ttl_ms).await? {
                 Expiry::None => {}
-                Expiry::Before(first) => return Box::pin(self.forwards(top, read, first, 0, false)).await,
-                Expiry::Unknown => complete = false,
+                Expiry::Before(first) => {
+                    let stretch = Box::pin(self.forwards(top, read, first, Vec::new())).await?;
+                    return Ok(Stretch { unexpired: false, ..stretch });
+                }
+                Expiry::Unknown => unexpired = false,
             }
         }
-        Ok(Page { entries, top: top.current.position(top.end.top()), complete, more })
+        Ok(Stretch { entries, more, unbroken, unexpired })
     }
 
     /// Whether a publication that came `ttl_ms` or more after the one before it stands after sequence `at`, which was

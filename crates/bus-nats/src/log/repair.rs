@@ -91,23 +91,19 @@ async fn try_fill(
     gap: Gap,
 ) -> Result<Filled<Stored>, RequestError> {
     let mut items: Vec<(u64, Stored)> = Vec::new();
-    let mut from = gap.after;
-    let mut starts_there = false;
-    let last = loop {
-        let batch = get_batch(client, &current.stream, subject, from, BATCH).await?;
-        let count = batch.len();
-        for stored in batch {
-            starts_there |= stored.seq == gap.after;
-            if stored.seq > gap.after {
-                items.push((stored.seq, stored));
-            }
+    let mut last = gap.after;
+    // Each batch begins with what it follows, unless the front has passed that.
+    let mut unbroken = gap.after > 0;
+    loop {
+        let batch = get_batch(client, &current.stream, subject, last, BATCH).await?;
+        unbroken &= batch.first().is_some_and(|stored| stored.seq == last);
+        let count = items.len();
+        items.extend(batch.into_iter().filter(|stored| stored.seq > last).map(|stored| (stored.seq, stored)));
+        last = items.last().map_or(last, |(seq, _)| *seq);
+        if last >= gap.target || items.len() == count || items.len() >= MAX_ITEMS {
+            break;
         }
-        let last = items.last().map_or(gap.after, |(seq, _)| *seq);
-        if last >= gap.target || count == 0 || items.len() >= MAX_ITEMS {
-            break last;
-        }
-        from = last + 1;
-    };
+    }
     let mut through = last;
     if last < gap.target && items.len() < MAX_ITEMS {
         // Not there: only a server that knows the target can say so, and that nothing else is there.
@@ -119,7 +115,7 @@ async fn try_fill(
         }
         through = fresh.answer.up_to;
     }
-    let complete = starts_there && gap.after > 0 || {
+    let complete = unbroken || {
         let state = stream_info(client, &current.stream).await?.state;
         if state.last_seq < gap.target.max(last) {
             return Err(RequestError::Unavailable("the stream's leader lags behind"));

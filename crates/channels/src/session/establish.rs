@@ -23,13 +23,13 @@ use crate::{NamespaceOptions, OperationError, Page, Position, Quota, Read, Recov
 
 /// Payload bytes of one page of a catch-up.
 const PAGE_BYTES: usize = 64 * 1024;
-/// Publications of one page of a catch-up.
-const PAGE_LIMIT: usize = 512;
-/// After so many pages (at most 4 MiB) a catch-up is a long one: its pages are a quarter, and after each it rests for as long as
-/// that took to read, so that those who are live wait for little and have half of the log's and the replica's time.
-const LONG: u32 = 64;
-/// Part of a page that a long catch-up reads at once.
-const LONG_PART: usize = 4;
+/// Publications of one page of a catch-up. A log may hold up those who publish beside it for as long as a page takes to read.
+const PAGE_LIMIT: usize = 128;
+/// A long catch-up rests after each page for as long as that took to read, times the number of these steps behind it, so that
+/// those who are live have most of the log's and the replica's time.
+const STEP: u32 = 64;
+/// Most of those times.
+const RESTS: u32 = 3;
 /// Longest rest.
 const REST: Duration = Duration::from_millis(100);
 /// A client that has not caught up by then never will: it gets "insufficient state".
@@ -386,13 +386,11 @@ pub(super) async fn catch_up(
     if start > state.deadline {
         return CatchUpOutcome::Insufficient;
     }
-    let is_long = state.pages >= LONG;
-    let part = if is_long { LONG_PART } else { 1 };
     let read = Read {
         since: Since::Position(state.read.clone()),
         reverse: false,
-        limit: PAGE_LIMIT / part,
-        max_bytes: PAGE_BYTES / part,
+        limit: PAGE_LIMIT,
+        max_bytes: PAGE_BYTES,
         retention: namespace.retention(),
     };
     let page = match caller.node.read(&channel.name, read).await {
@@ -424,8 +422,9 @@ pub(super) async fn catch_up(
     if !page.more && channel.go_live(member, Some(&reached), &mut None) == GoLive::Done {
         return CatchUpOutcome::Live;
     }
-    if is_long {
-        tokio::time::sleep(took.min(REST)).await;
+    // Half of the time is enough, unless the log is slow.
+    if start + CATCH_UP_TIME / 2 < state.deadline {
+        tokio::time::sleep((took * (state.pages / STEP).min(RESTS)).min(REST)).await;
     }
     CatchUpOutcome::More(reached)
 }
