@@ -196,6 +196,8 @@ impl Lane {
     async fn run(mut self, mut requests: mpsc::Receiver<Request>) {
         let mut clock = interval(Duration::from_millis(20));
         clock.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut idle = interval(HOLD);
+        idle.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut arrived = Vec::with_capacity(BATCH);
         let mut open = true;
         while open || !self.lines.is_empty() || !self.lookups.is_empty() {
@@ -234,6 +236,8 @@ impl Lane {
                     self.look();
                     self.check_time().await;
                 }
+                // A lane that nobody uses gives its connection back as well.
+                _ = idle.tick(), if self.in_flight == 0 => self.look(),
             }
         }
     }
