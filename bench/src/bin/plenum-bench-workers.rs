@@ -14,7 +14,7 @@ const BURST: u64 = 10_000;
 struct Count(AtomicU64);
 
 impl Work<[u64; 4]> for Count {
-    fn run(&self, _: u64, message: [u64; 4]) -> Step<'_> {
+    fn run(self: Arc<Self>, _: u64, message: [u64; 4]) -> Step {
         self.0.fetch_add(message[0], Ordering::Relaxed);
         Step::Done
     }

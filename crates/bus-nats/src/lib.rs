@@ -10,6 +10,7 @@ pub mod control;
 mod histogram;
 pub mod ledger;
 pub mod log;
+mod parcel;
 pub mod pool;
 pub mod publish;
 pub mod replicas;
@@ -18,3 +19,5 @@ pub mod subscriber;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod workers;
+
+pub use parcel::Parcel;

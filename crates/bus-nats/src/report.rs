@@ -186,7 +186,6 @@ impl Reporter {
             for lane in &stats.lanes {
                 queue_warning(name, lane.waiting, lane.queue_bound, limits, &mut warnings);
             }
-            queue_warning(name, stats.workers.longest_queue, stats.workers.queue_bound, limits, &mut warnings);
             latency_warning(name, stats.append_latency.p99_ms, limits, &mut warnings);
             if stats.doubtful > 0 {
                 let (doubtful, all) = (stats.doubtful, stats.shards);
@@ -203,6 +202,10 @@ impl Reporter {
         }
         for Part { name, stats, .. } in &report.workers {
             queue_warning(name, stats.longest_queue, stats.queue_bound, limits, &mut warnings);
+            let (waiting, most) = (stats.most_waiting, stats.queue_bound);
+            if waiting as f64 > most as f64 * limits.queue_share {
+                warnings.push(format!("{name}: {waiting} of {most} places of what waits are taken with one worker"));
+            }
             latency_warning(name, stats.latency.p99_ms, limits, &mut warnings);
         }
         if let Some(limit) = limits.memory_bytes.filter(|limit| report.memory_bytes > *limit) {
@@ -279,13 +282,17 @@ fn resident_bytes() -> u64 {
 mod tests {
     use super::*;
     use crate::pool::PoolConfig;
-    use crate::workers::{Step, Work, WorkersConfig};
+    use crate::workers::{Step, Terms, Work, WorkersConfig};
 
     struct Slow;
 
     impl Work<u32> for Slow {
-        fn run(&self, _: u64, _: u32) -> Step<'_> {
+        fn run(self: Arc<Self>, _: u64, _: u32) -> Step {
             Step::Later(Box::pin(tokio::time::sleep(Duration::from_secs(60))))
+        }
+
+        fn terms(&self) -> Terms {
+            Terms { waits: true, ..Terms::default() }
         }
     }
 
@@ -301,9 +308,10 @@ mod tests {
         reporter.add_pool("main", &pool);
         reporter.add_workers("live", &workers);
         let report = reporter.report();
-        assert_eq!(report.warnings.len(), 4, "{:?}", report.warnings);
+        assert_eq!(report.warnings.len(), 5, "{:?}", report.warnings);
         assert_eq!(report.warnings[0], "pool main: 3 of 3 connections have no contact");
         assert_eq!(report.warnings[1], "live: 90 of 100 places of a queue are taken");
+        assert_eq!(report.warnings[2], "live: 90 of 100 places of what waits are taken with one worker");
         let json = serde_json::to_value(&report).unwrap();
         assert_eq!(json["workers"][0]["queued"], 90);
         assert_eq!(json["pools"][0]["connections"].as_array().unwrap().len(), 3);

@@ -32,7 +32,8 @@ impl Consuming {
         let (nats, node, begun) = (nats.clone(), node.clone(), consumers.clone());
         let begins = tokio::spawn(async move {
             nats.started().await;
-            let parts = ConsumersParts { pool: nats.pool().clone(), node: node.clone(), dead_letters };
+            let (pool, workers) = (nats.pool().clone(), nats.workers().clone());
+            let parts = ConsumersParts { pool, workers, node: node.clone(), dead_letters };
             let consumers = Consumers::start(configs, parts);
             consumers.report_to(nats.reporter());
             let collector = ConsumersCollector::new(&consumers).map_err(anyhow::Error::new);

@@ -143,7 +143,7 @@ async fn a_worker_is_killed_under_load_and_every_publication_arrives_once_and_in
     eprintln!("{redelivered} commands were left behind, at least {published} of them were published already");
     let report: Value = serde_json::from_str(&second.get("/report").1).unwrap();
     assert_eq!(report["subscriptions"][0]["name"], "outbox");
-    assert!(report["workers"].as_array().unwrap().iter().any(|workers| workers["name"] == "commands"), "{report}");
+    assert!(report["workers"].as_array().unwrap().iter().any(|workers| workers["name"] == "keyed"), "{report}");
     second.signal("TERM");
     assert_eq!(second.wait(), Some(0));
     assert!(second.log.lock().unwrap().contains("\"stopped\""));
@@ -184,6 +184,51 @@ async fn a_server_on_nats_consumes_as_well_and_outlives_nats() {
     nats.restart().await.unwrap();
     publish(1).await;
     until("the second command is done", &server, || history() == [0, 1]).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_worker_has_the_time_of_the_drain_for_its_last_commands() {
+    let mut nats = NatsServer::start().await.unwrap();
+    let folder = Folder::new();
+    let mut config = configuration(&nats.url());
+    config["shutdown"] = json!({ "drain_time": "100s", "timeout": "1s" });
+    let config = folder.write("plenum.json", &config.to_string());
+    let pool = Pool::connect(PoolConfig { backoff_max: Duration::from_secs(1), ..PoolConfig::new([nats.url()]) }).await;
+    let pool = pool.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    let stream = json!({ "name": "COMMANDS", "subjects": ["commands.>"], "storage": "file" }).to_string();
+    pool.any().request("$JS.API.STREAM.CREATE.COMMANDS", stream.into()).await.unwrap();
+    let backend = Publisher::new(pool.clone(), PublisherConfig::default(), |_: _| {});
+    for number in 0..4_000 {
+        let channel = format!("log:{}", number % CHANNELS);
+        let command = json!({ "method": "publish", "payload": { "channel": channel, "data": number } });
+        backend.publish_async(Outgoing::new("commands.a", command.to_string())).await.unwrap();
+    }
+    assert!(backend.settled(PATIENCE).await);
+    let mut worker = Server::start_as("worker", &["--config", &config]);
+    let value = |series: &str| {
+        let metrics = worker.get("/metrics").1;
+        metrics.lines().find_map(|line| line.strip_prefix(series)?.trim().parse::<u64>().ok()).unwrap_or_default()
+    };
+    until("it is at work", &worker, || {
+        value("plenum_consumer_commands_total{consumer=\"outbox\",result=\"done\"}") > 100
+    })
+    .await;
+    // What it has taken cannot be done before NATS is back.
+    nats.kill().unwrap();
+    until("it has commands left", &worker, || value("plenum_consumer_unsettled{consumer=\"outbox\"}") > 0).await;
+    worker.signal("TERM");
+    let told = Instant::now();
+    while told.elapsed() < Duration::from_secs(4) {
+        let log = worker.log.lock().unwrap().clone();
+        assert!(!log.contains("\"stopped\"") && !log.contains("were cut"), "{log}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    nats.restart().await.unwrap();
+    until("it ends", &worker, || worker.log.lock().unwrap().contains("\"stopped\"")).await;
+    assert_eq!(worker.wait(), Some(0));
+    let log = worker.log.lock().unwrap().clone();
+    assert!(!log.contains("were cut"), "{log}");
 }
 
 #[test]

@@ -4,35 +4,31 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures_util::future::join_all;
-use plenum_api::{Commands, QueuedCommand};
+use plenum_api::Commands;
 use plenum_bus_nats::pool::Pool;
 use plenum_bus_nats::publish::{DeadLetters, DeadLettersConfig, FailedPublish, Publisher, PublisherConfig};
 use plenum_bus_nats::report::Reporter;
-use plenum_bus_nats::subscriber::{Part, Subscription, SubscriptionStats};
-use plenum_bus_nats::workers::{Workers, WorkersConfig};
+use plenum_bus_nats::subscriber::{Subscription, SubscriptionStats};
+use plenum_bus_nats::workers::Workers;
 use plenum_channels::Node;
 
 use crate::config::ConsumerConfig;
 use crate::consumer::Consumer;
 
-/// A command waits behind others of its channel as long as those are tried: their own time is bounded, not its.
-const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
-/// How long workers without work may take to end.
-const ENDING: Duration = Duration::from_secs(1);
-
 /// What consumers work with.
 pub struct ConsumersParts {
     /// Connections to NATS.
     pub pool: Arc<Pool>,
+    /// The keyed workers of the process; they end after the consumers.
+    pub workers: Arc<Workers>,
     /// What commands are carried out on.
     pub node: Arc<Node>,
     /// Where those go that fail.
     pub dead_letters: DeadLettersConfig,
 }
 
-/// Consumers at work. They share one pool of keyed workers.
+/// Consumers at work.
 pub struct Consumers {
-    workers: Arc<Workers<Part<QueuedCommand>>>,
     publisher: Arc<Publisher>,
     running: Vec<(String, Arc<Subscription>)>,
 }
@@ -40,8 +36,7 @@ pub struct Consumers {
 impl Consumers {
     /// Starts them and returns at once. To be called when the node's log is usable: what fails before counts as tried.
     pub fn start(configs: Vec<ConsumerConfig>, parts: ConsumersParts) -> Arc<Self> {
-        let ConsumersParts { pool, node, dead_letters } = parts;
-        let workers = Workers::start(WorkersConfig { deadline: NO_DEADLINE, ..WorkersConfig::default() });
+        let ConsumersParts { pool, workers, node, dead_letters } = parts;
         // Dead letters are published one by one, so that nothing ever fails behind a caller's back.
         let publisher = Arc::new(Publisher::new(pool.clone(), PublisherConfig::default(), |_: FailedPublish| {}));
         let dead_letters = Arc::new(DeadLetters::new(pool.clone(), publisher.clone(), dead_letters));
@@ -54,12 +49,11 @@ impl Consumers {
             (name, Arc::new(Subscription::ordered(&pool, source, consumer, &workers)))
         });
         let running = running.collect();
-        Arc::new(Consumers { workers, publisher, running })
+        Arc::new(Consumers { publisher, running })
     }
 
     /// Has a report tell of them.
     pub fn report_to(&self, reporter: &Reporter) {
-        reporter.add_workers("commands", &self.workers);
         reporter.add_publisher("dead letters", &self.publisher);
         for (name, subscription) in &self.running {
             reporter.add_subscription(name.clone(), subscription);
@@ -70,7 +64,6 @@ impl Consumers {
     /// again, to another process or later. False if something was left.
     pub async fn drain(&self, deadline: Duration) -> bool {
         let drained = join_all(self.running.iter().map(|(_, subscription)| subscription.drain(deadline))).await;
-        self.workers.stop(ENDING).await;
         drained.into_iter().all(|all| all)
     }
 

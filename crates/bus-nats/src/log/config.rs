@@ -8,10 +8,7 @@ use std::time::Duration;
 use super::names;
 use super::setup::SetupError;
 use super::tails::TailStore;
-use crate::workers::WorkersConfig;
-
-/// So few pieces of a channel wait for their worker that none needs to be given up, and reading what they held would cost more.
-const NO_DEADLINE: Duration = Duration::from_secs(365 * 24 * 3600);
+use crate::workers::Workers;
 
 /// Says which retention group a channel belongs to, as an index into [`LogConfig::groups`].
 pub type Placement = Arc<dyn Fn(&str) -> usize + Send + Sync>;
@@ -29,9 +26,9 @@ pub struct LogConfig {
     pub namespaces: BTreeMap<String, String>,
     /// Group of each channel; must agree with `namespaces`.
     pub placement: Placement,
-    /// The keyed workers that deliver live messages; what finds no room there for as long as it may wait is read from
-    /// the stream.
-    pub delivery: WorkersConfig,
+    /// The keyed workers of the process, which deliver live messages; what finds no room there for as long as it may wait is
+    /// read from the stream. `None`: workers of its own, with the default settings.
+    pub workers: Option<Arc<Workers>>,
     /// Tasks that append, spread over the publishing connections; a channel belongs to one of them.
     pub append_lanes: usize,
     /// Unacknowledged appends of one connection, shared evenly by the lanes on it.
@@ -74,7 +71,7 @@ impl Default for LogConfig {
             groups: vec![GroupConfig::default()],
             namespaces: BTreeMap::new(),
             placement: Arc::new(|_| 0),
-            delivery: WorkersConfig { deadline: NO_DEADLINE, ..WorkersConfig::default() },
+            workers: None,
             append_lanes: 4,
             append_window: 1024,
             append_queue: 8192,

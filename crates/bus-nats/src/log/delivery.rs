@@ -26,7 +26,8 @@ use super::piece::Piece;
 use super::repair;
 use super::shard::{Shard, Tracked};
 use super::stats::DeliveryStats;
-use crate::workers::{Reason, Rejected, Work, Workers, WorkersConfig, WorkersStats};
+use crate::parcel::Parcel;
+use crate::workers::{Reason, Rejected, Work, Workers};
 
 /// Live messages taken from one subscription before others have their turn.
 const CHUNK: usize = 64;
@@ -86,7 +87,6 @@ struct Subscribed {
 pub(super) struct Delivery {
     pub links: Arc<dyn Links>,
     pub counts: Counts,
-    workers: Arc<Workers<Piece>>,
     channels: Mutex<HashMap<Arc<str>, Subscribed>>,
     readers: Vec<mpsc::UnboundedSender<Arrivals>>,
     named: mpsc::UnboundedSender<Named>,
@@ -96,13 +96,12 @@ pub(super) struct Delivery {
 }
 
 impl Delivery {
-    /// Starts readers and keyed workers. Must be called within a tokio runtime.
-    pub fn start(config: WorkersConfig, links: &Arc<dyn Links>) -> Arc<Self> {
-        let pool = Workers::start(config);
+    /// Starts readers, which deliver through these workers. Must be called within a tokio runtime.
+    pub fn start(workers: &Arc<Workers>, links: &Arc<dyn Links>) -> Arc<Self> {
         let closed = CancellationToken::new();
         let reader = |_| {
             let (sender, subscribed) = mpsc::unbounded_channel();
-            let (workers, wait) = (pool.clone(), config.wait);
+            let (workers, wait) = (workers.clone(), workers.config().wait);
             let (arrivals, held, holding) = (SelectAll::new(), VecDeque::new(), HashMap::new());
             let reader = Reader { workers, wait, subscribed, arrivals, held, holding };
             tokio::spawn(until_closed(closed.clone(), reader.run()));
@@ -111,16 +110,7 @@ impl Delivery {
         let (named, lacking) = mpsc::unbounded_channel();
         let readers = (0..READERS).map(reader).collect();
         let (links, channels, runtime) = (links.clone(), Mutex::default(), Handle::current());
-        let delivery = Arc::new(Self {
-            links,
-            counts: Counts::default(),
-            workers: pool,
-            channels,
-            readers,
-            named,
-            closed,
-            runtime,
-        });
+        let delivery = Arc::new(Self { links, counts: Counts::default(), channels, readers, named, closed, runtime });
         let (closed, later) = (delivery.closed.clone(), require_later(Arc::downgrade(&delivery), lacking));
         tokio::spawn(until_closed(closed, later));
         delivery
@@ -136,18 +126,17 @@ impl Delivery {
         }
     }
 
-    pub fn stats(&self) -> (DeliveryStats, WorkersStats) {
+    pub fn stats(&self) -> DeliveryStats {
         let count = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
         let counts = &self.counts;
-        let stats = DeliveryStats {
+        DeliveryStats {
             channels: self.channels.lock().len(),
             reads: counts.reads.load(Ordering::Relaxed),
             delivered: count(&counts.delivered),
             gaps: count(&counts.gaps),
             lost: count(&counts.lost),
             missed: count(&counts.missed),
-        };
-        (stats, self.workers.stats())
+        }
     }
 
     /// Calls for one channel take effect in their order.
@@ -301,7 +290,7 @@ impl Stream for Arrivals {
 
 /// Takes live messages from subscriptions and gives them to the keyed workers. Never waits for one of them.
 struct Reader {
-    workers: Arc<Workers<Piece>>,
+    workers: Arc<Workers>,
     wait: Duration,
     subscribed: mpsc::UnboundedReceiver<Arrivals>,
     arrivals: SelectAll<Arrivals>,
@@ -343,11 +332,11 @@ impl Reader {
     fn submit(&self, piece: Piece) -> Option<Piece> {
         let channel = piece.channel().clone();
         let key = channel.hash;
-        let work: Arc<dyn Work<Piece>> = channel;
-        match self.workers.try_submit(key, &work, piece) {
+        let work: Arc<dyn Work<Parcel>> = channel;
+        match self.workers.try_submit(key, &work, Parcel::live(piece)) {
             Ok(()) => None,
-            Err(Rejected { message, reason: Reason::Full }) => Some(message),
-            // The pool went with the log.
+            Err(Rejected { message, reason: Reason::Full }) => message.into_live(),
+            // The pool is stopped: so is the process.
             Err(_) => None,
         }
     }

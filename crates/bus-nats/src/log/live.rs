@@ -24,7 +24,8 @@ use super::piece::{Piece, Pieces};
 use super::repair;
 use super::shard::{Current, Shard, Tracked};
 use crate::channel_token;
-use crate::workers::{Loss, Step, Work};
+use crate::parcel::Parcel;
+use crate::workers::{Loss, Step, Terms, Work};
 
 /// One channel with a local subscription.
 pub(super) struct Channel {
@@ -120,18 +121,14 @@ enum Phase {
     Ended,
 }
 
-impl Work<Piece> for Channel {
-    fn run(&self, _key: u64, piece: Piece) -> Step<'_> {
-        match self.state.try_lock() {
-            Some(mut state) => {
-                self.carry_out_all(&mut state);
-                self.carry_out(&mut state, Input::Arrived(piece));
-            }
-            // So few pieces are let in that who holds the state now can carry them out as well.
-            None => self.put(Input::Arrived(piece)),
-        }
-        self.work();
-        Step::Done
+impl Work<Parcel> for Channel {
+    fn run(self: Arc<Self>, _key: u64, parcel: Parcel) -> Step {
+        parcel.step()
+    }
+
+    /// So few pieces wait for their worker that none needs to be given up, and reading what they held would cost more.
+    fn terms(&self) -> Terms {
+        Terms { deadline: None, waits: false }
     }
 
     /// A panic may have cost more than the piece: the channel begins anew, and its subscriber is told.
@@ -195,6 +192,19 @@ impl Channel {
 
     pub fn reincarnated(&self) {
         self.put(Input::Reincarnated);
+        self.work();
+    }
+
+    /// Carries a piece out, after everything that waits.
+    pub fn receive(&self, piece: Piece) {
+        match self.state.try_lock() {
+            Some(mut state) => {
+                self.carry_out_all(&mut state);
+                self.carry_out(&mut state, Input::Arrived(piece));
+            }
+            // So few pieces are let in that who holds the state now can carry them out as well.
+            None => self.put(Input::Arrived(piece)),
+        }
         self.work();
     }
 

@@ -64,6 +64,7 @@ use self::stats::Outcomes;
 use self::tails::Teller;
 use self::ticks::Ticker;
 use crate::channel_token;
+use crate::workers::{Workers, WorkersConfig};
 
 pub(crate) use archive::{Contents, contents, record_stream};
 pub use config::{GroupConfig, LogConfig, Placement};
@@ -71,6 +72,7 @@ pub(crate) use entry::format_time_ms;
 pub(crate) use inspect::{bytes, inspect, unix_ms};
 pub(crate) use jetstream::{RequestError as ApiError, api as js_api, parse_api as js_answer};
 pub use links::{Held, Links, PoolLinks};
+pub(crate) use piece::Piece;
 pub use setup::SetupError;
 pub(crate) use setup::{is_new_enough, min_server};
 pub use stats::{DeliveryStats, LaneStats, LogStats};
@@ -102,7 +104,8 @@ impl NatsLog {
     pub async fn start(links: Arc<dyn Links>, config: LogConfig) -> Result<Arc<Self>, SetupError> {
         let client = links.any();
         let ready = setup::set_up(&client, &config).await?;
-        let delivery = Delivery::start(config.delivery, &links);
+        let workers = config.workers.clone().unwrap_or_else(|| Workers::start(WorkersConfig::default()));
+        let delivery = Delivery::start(&workers, &links);
         let (mut groups, mut tasks, run) = (Vec::new(), Vec::new(), rand::random::<u64>());
         let mut index = 0;
         for (group, incarnations) in ready.incarnations.iter().enumerate() {
@@ -153,11 +156,9 @@ impl NatsLog {
     /// What the log does, for the resource report.
     pub fn stats(&self) -> LogStats {
         let (failed, append_latency) = self.outcomes.read();
-        let (delivery, workers) = self.delivery.stats();
         LogStats {
             lanes: self.lanes.stats(),
-            delivery,
-            workers,
+            delivery: self.delivery.stats(),
             acknowledged: append_latency.count - failed.min(append_latency.count),
             failed,
             append_latency,

@@ -10,28 +10,33 @@ use futures_util::task::AtomicWaker;
 use super::live::Channel;
 
 /// Live messages of a channel that came together, counted until they were carried out or dropped.
-pub(super) struct Piece {
+pub(crate) struct Piece {
     channel: Arc<Channel>,
     messages: Vec<Message>,
 }
 
 impl Piece {
-    pub fn new(channel: Arc<Channel>, messages: Vec<Message>) -> Self {
+    pub(super) fn new(channel: Arc<Channel>, messages: Vec<Message>) -> Self {
         channel.pieces.waiting.fetch_add(1, Ordering::SeqCst);
         Self { channel, messages }
     }
 
-    pub fn channel(&self) -> &Arc<Channel> {
+    pub(super) fn channel(&self) -> &Arc<Channel> {
         &self.channel
     }
 
     /// Its messages; it counts until it is dropped all the same.
-    pub fn take(&mut self) -> Vec<Message> {
+    pub(super) fn take(&mut self) -> Vec<Message> {
         std::mem::take(&mut self.messages)
     }
 
+    /// What a keyed worker does with it.
+    pub fn carry_out(self) {
+        self.channel.clone().receive(self);
+    }
+
     /// It found no room: what it held is read from the stream.
-    pub fn missed(self) {
+    pub(super) fn missed(self) {
         self.channel.missed(&self.messages);
     }
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 use serde::Serialize;
 
 use crate::histogram::{Histogram, Latency};
-use crate::workers::WorkersStats;
 
 /// One lane of appends.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -46,8 +45,6 @@ pub struct LogStats {
     pub lanes: Vec<LaneStats>,
     /// Live delivery.
     pub delivery: DeliveryStats,
-    /// The keyed workers that it goes through; a message of theirs is what came together on one channel.
-    pub workers: WorkersStats,
     /// Appends that were acknowledged.
     pub acknowledged: u64,
     /// Appends that ended with an error.

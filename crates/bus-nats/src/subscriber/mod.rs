@@ -20,7 +20,7 @@ use serde::Serialize;
 use crate::histogram::Latency;
 use crate::pool::Pool;
 pub use durable::DurableConfig;
-pub use ordered::{Assignment, OrderedConfig, Part, ProcessInOrder};
+pub use ordered::{Assignment, OrderedConfig, ProcessInOrder};
 use run::Running;
 
 /// A message as a processor sees it.

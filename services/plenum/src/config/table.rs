@@ -444,7 +444,7 @@ const NATS: &[Entry] = &[
     (
         "nats.delivery_workers",
         Number,
-        "! Keyed workers that deliver publications, 1 to 4096; a channel belongs to one.",
+        "! Keyed workers that deliver publications and carry out commands, 1 to 4096; a channel belongs to one.",
     ),
     ("nats.pool.publishing", Number, "! Connections for publishing and requests at start, 1 to 64."),
     ("nats.pool.min_publishing", Number, "! Fewest of them when resized by load."),

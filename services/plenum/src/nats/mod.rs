@@ -14,6 +14,7 @@ use plenum_bus_nats::log::{LogConfig, NatsLog, PoolLinks, SetupError, TailStore}
 use plenum_bus_nats::pool::{Pool, PoolCollector, PoolConfig, Reloaded};
 use plenum_bus_nats::replicas::NatsReplicas;
 use plenum_bus_nats::report::Reporter;
+use plenum_bus_nats::workers::Workers;
 use plenum_channels::Tails;
 use plenum_telemetry::Metrics;
 use tokio::task::JoinHandle;
@@ -32,10 +33,14 @@ const PAUSE: Duration = Duration::from_secs(2);
 const LOOK: Duration = Duration::from_millis(100);
 /// How long the end waits for requests under way; the sessions and API calls that made them have ended before.
 const CLOSING: Duration = Duration::from_millis(200);
+/// How long keyed workers may take for what they have then: live messages that nobody waits for any more.
+const ENDING: Duration = Duration::from_secs(1);
 
 /// One process's side of NATS.
 pub struct Nats {
     pool: Arc<Pool>,
+    /// The process's only ones: of live messages and of commands.
+    workers: Arc<Workers>,
     name: String,
     /// The port, usable from the start.
     pub log: Arc<DeferredLog>,
@@ -71,8 +76,11 @@ impl Nats {
         let replicas = NatsReplicas::start(PoolLinks::new(pool.clone()), &config.nats.prefix);
         let reporter = Reporter::new(settings::limits(&config.nats));
         reporter.add_pool("nats", &pool);
+        let workers = Workers::start(settings::workers(&config.nats));
+        reporter.add_workers("keyed", &workers);
         Ok(Arc::new(Self {
             pool,
+            workers,
             reporter,
             name: name.to_owned(),
             log: Arc::default(),
@@ -97,7 +105,8 @@ impl Nats {
     pub fn start(self: &Arc<Self>, config: &Config) -> JoinHandle<SetupError> {
         let tails = self.tails.get().cloned();
         let tails = tails.map(|tails| TailStore { tails, ttl: settings::tails_ttl(&config.channel) });
-        let (nats, config) = (self.clone(), LogConfig { tails, ..settings::log(config) });
+        let (nats, config) =
+            (self.clone(), LogConfig { workers: Some(self.workers.clone()), tails, ..settings::log(config) });
         tokio::spawn(async move {
             let watch = nats.watch();
             tokio::pin!(watch);
@@ -177,6 +186,11 @@ impl Nats {
         &self.pool
     }
 
+    /// The keyed workers.
+    pub fn workers(&self) -> &Arc<Workers> {
+        &self.workers
+    }
+
     /// What makes the report.
     pub fn reporter(&self) -> &Reporter {
         &self.reporter
@@ -228,8 +242,9 @@ impl Nats {
         self.placement == Placement::new(config)
     }
 
-    /// Closes all connections, after what is under way.
+    /// Ends the keyed workers, whose users have ended before, and closes all connections, after what is under way.
     pub async fn close(&self) {
+        self.workers.stop(ENDING).await;
         self.pool.close(CLOSING).await;
     }
 }

@@ -151,13 +151,18 @@ pub fn log(config: &Config) -> LogConfig {
         groups: groups.collect(),
         namespaces,
         placement: Arc::new(move |channel| placement.group(channel)),
-        delivery: WorkersConfig { workers: nats.delivery_workers, ..LogConfig::default().delivery },
         append_lanes: nats.append_lanes,
         append_window: nats.append_window,
         append_queue: nats.append_queue,
         append_patience: nats.append_patience,
+        workers: None,
         tails: None,
     }
+}
+
+/// Settings of the process's keyed workers.
+pub fn workers(nats: &Nats) -> WorkersConfig {
+    WorkersConfig { workers: nats.delivery_workers, ..WorkersConfig::default() }
 }
 
 /// Settings of the ledger.
@@ -316,8 +321,9 @@ mod tests {
         assert_eq!(ours.groups, theirs.groups);
         assert_eq!((ours.prefix, ours.replicas), (theirs.prefix, theirs.replicas));
         assert_eq!(
-            (ours.delivery, ours.append_lanes, ours.append_window, ours.append_queue, ours.append_patience),
-            (theirs.delivery, theirs.append_lanes, theirs.append_window, theirs.append_queue, theirs.append_patience)
+            (ours.append_lanes, ours.append_window, ours.append_queue, ours.append_patience),
+            (theirs.append_lanes, theirs.append_window, theirs.append_queue, theirs.append_patience)
         );
+        assert_eq!(workers(&Config::default().nats), WorkersConfig::default());
     }
 }

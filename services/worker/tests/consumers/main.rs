@@ -1,6 +1,8 @@
 //! Consumers on a real NATS server: order, dead letters, what the account may do, and the end.
 #![allow(clippy::unwrap_used)] // a test says what it expects by unwrapping
 
+mod sharing;
+
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -10,9 +12,11 @@ use plenum_bus_nats::publish::{DeadLettersConfig, Envelope, Outgoing, Publisher,
 use plenum_bus_nats::report::{Limits, Reporter};
 use plenum_bus_nats::subscriber::OrderedConfig;
 use plenum_bus_nats::testing::{NatsServer, ServerOptions};
+use plenum_bus_nats::workers::{Workers, WorkersConfig};
 use plenum_channels::memory::{MemoryControl, MemoryLog, MemoryPresence};
 use plenum_channels::{
-    ConnectionClaims, HistoryQuery, NamespaceOptions, Node, Parts, Settings, SubscriptionClaims, TokenError, Tokens,
+    ConnectionClaims, HistoryQuery, Log, NamespaceOptions, Node, Parts, Settings, SubscriptionClaims, TokenError,
+    Tokens,
 };
 use plenum_telemetry::Metrics;
 use plenum_worker::{ConsumerConfig, Consumers, ConsumersCollector, ConsumersParts, Mode, PublicationHeaders};
@@ -34,7 +38,7 @@ impl Tokens for NoTokens {
 }
 
 /// A node that keeps history in namespace `log`.
-fn node() -> Arc<Node> {
+fn node(log: Arc<dyn Log>) -> Arc<Node> {
     let mut settings = Settings::default();
     settings.client.history_max_publication_limit = 100_000;
     settings.channel.namespaces = vec![NamespaceOptions {
@@ -45,7 +49,7 @@ fn node() -> Arc<Node> {
     }];
     let node = Node::new(Parts {
         settings,
-        log: MemoryLog::single(),
+        log,
         presence: MemoryPresence::single(),
         control: MemoryControl::single(),
         tokens: Arc::new(NoTokens),
@@ -70,6 +74,7 @@ struct Bench {
     backend: Publisher,
     operator: Arc<Pool>,
     pool: Arc<Pool>,
+    workers: Arc<Workers>,
     node: Arc<Node>,
     server: NatsServer,
 }
@@ -96,7 +101,16 @@ impl Bench {
         Self::with("", ["", ""]).await
     }
 
-    async fn with(settings: &str, [operator, user]: [&str; 2]) -> Self {
+    async fn with(settings: &str, users: [&str; 2]) -> Self {
+        Self::on(settings, users, WorkersConfig::default(), async |_, _| MemoryLog::single()).await
+    }
+
+    async fn on<L: Log>(
+        settings: &str,
+        [operator, user]: [&str; 2],
+        workers: WorkersConfig,
+        log: impl AsyncFnOnce(&Arc<Pool>, &Arc<Workers>) -> Arc<L>,
+    ) -> Self {
         let options = ServerOptions { settings: settings.into(), ..ServerOptions::default() };
         let server = NatsServer::start_with(options).await.unwrap();
         let operator = connect(&server, operator).await;
@@ -105,7 +119,9 @@ impl Bench {
         assert!(!String::from_utf8_lossy(&made.payload).contains("error"), "{:?}", made.payload);
         let pool = connect(&server, user).await;
         let backend = Publisher::new(operator.clone(), PublisherConfig::default(), |failed: _| panic!("{failed:?}"));
-        Bench { backend, operator, pool, node: node(), server }
+        let workers = Workers::start(workers);
+        let node = node(log(&pool, &workers).await);
+        Bench { backend, operator, pool, workers, node, server }
     }
 
     fn config(&self) -> ConsumerConfig {
@@ -124,7 +140,8 @@ impl Bench {
 
     fn start(&self, config: ConsumerConfig) -> Arc<Consumers> {
         let dead_letters = DeadLettersConfig { max_bytes: None, ..DeadLettersConfig::new("plenum") };
-        let parts = ConsumersParts { pool: self.pool.clone(), node: self.node.clone(), dead_letters };
+        let (pool, workers) = (self.pool.clone(), self.workers.clone());
+        let parts = ConsumersParts { pool, workers, node: self.node.clone(), dead_letters };
         Consumers::start(vec![config], parts)
     }
 
@@ -202,6 +219,7 @@ async fn the_order_of_each_channel_holds_under_load() {
     }
     let reporter = Reporter::new(Limits::default());
     consumers.report_to(&reporter);
+    reporter.add_workers("keyed", &bench.workers);
     let report = reporter.report();
     assert_eq!((report.subscriptions[0].name.as_str(), report.subscriptions[0].stats.processed), ("outbox", 3_000));
     assert!(report.workers[0].stats.done >= 3_000 && report.publishers[0].stats.sent == 0);
@@ -313,11 +331,11 @@ async fn a_drain_settles_what_was_taken_and_the_next_process_takes_the_rest() {
 /// The account of deploy/nats/plenum.conf with the lines that docs/consumers.md adds, and nothing more, is enough.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn the_documented_permissions_suffice() {
-    let manual = include_str!("../../../docs/consumers.md");
+    let manual = include_str!("../../../../docs/consumers.md");
     let more = manual.split("```nats\n").nth(1).and_then(|rest| rest.split("```").next()).unwrap();
     let marker = "\"plenum.log.>\"";
     let operator = "{ user: operator, password: secret },\n{\n        user: plenum";
-    let account = include_str!("../../../deploy/nats/plenum.conf")
+    let account = include_str!("../../../../deploy/nats/plenum.conf")
         .replace(marker, &format!("{more}\n{marker}"))
         .replacen("{\n        user: plenum", operator, 1)
         .replace("$PLENUM_NATS_PASSWORD", "secret");

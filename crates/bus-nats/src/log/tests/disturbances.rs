@@ -12,7 +12,7 @@ use crate::log::faults::Faults;
 use crate::log::{LogConfig, NatsLog, PoolLinks};
 use crate::pool::{Pool, PoolConfig};
 use crate::testing::{NatsCluster, NatsServer};
-use crate::workers::WorkersConfig;
+use crate::workers::{Workers, WorkersConfig};
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -88,8 +88,8 @@ async fn what_finds_no_room_with_its_worker_is_read() {
     let server = NatsServer::start().await.unwrap();
     let prefix = prefix();
     let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
-    let delivery = WorkersConfig { workers: 1, queue: 1, wait: Duration::from_millis(50), ..WorkersConfig::default() };
-    let log = replica(vec![server.url()], LogConfig { delivery, ..config(&prefix, 1) }).await;
+    let workers = Some(Workers::start(WorkersConfig { workers: 1, queue: 1, wait: Duration::from_millis(50) }));
+    let log = replica(vec![server.url()], LogConfig { workers, ..config(&prefix, 1) }).await;
     let channels: Vec<String> = (0..6).map(|n| format!("channel {n}")).collect();
     let mut witnesses = Vec::new();
     for channel in &channels {

@@ -15,7 +15,8 @@ use super::super::durable::delay;
 use super::super::run::{Running, Tried};
 use super::unsettled::{Ended, Entry, Part, Unsettled};
 use super::{OrderedConfig, ProcessInOrder};
-use crate::workers::{Step, Work};
+use crate::parcel::Parcel;
+use crate::workers::{Step, Terms, Work};
 
 pub(super) struct Flow<P: ProcessInOrder> {
     running: Arc<Running>,
@@ -27,9 +28,14 @@ pub(super) struct Flow<P: ProcessInOrder> {
     process_timeout: Duration,
 }
 
-impl<P: ProcessInOrder> Work<Part<P::Job>> for Flow<P> {
-    fn run(&self, _: u64, part: Part<P::Job>) -> Step<'_> {
-        Step::Later(Box::pin(self.work_off(part)))
+impl<P: ProcessInOrder> Work<Parcel> for Flow<P> {
+    fn run(self: Arc<Self>, _: u64, part: Parcel) -> Step {
+        part.step()
+    }
+
+    /// A part waits behind others of its key as long as those are tried: their own time is bounded, not its.
+    fn terms(&self) -> Terms {
+        Terms { deadline: None, waits: true }
     }
 }
 
@@ -45,7 +51,8 @@ impl<P: ProcessInOrder> Flow<P> {
         Arc::new(Flow { running, unsettled, processor, client, tries, retry_delay, process_timeout })
     }
 
-    async fn work_off(&self, mut part: Part<P::Job>) {
+    /// Tries a part until it has an outcome, and settles its message if it was the last.
+    pub(super) async fn work_off(&self, mut part: Part<P::Job>) {
         let _busy = self.running.busy();
         let ended = match &part.entry.job {
             Err(error) => Ended::Failed(error.to_string()),

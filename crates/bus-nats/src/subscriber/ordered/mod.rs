@@ -23,11 +23,11 @@ use futures_util::{FutureExt, StreamExt};
 use super::durable::{Opening, delivery};
 use super::run::Running;
 use super::{ProcessError, Received, Subscription};
+use crate::parcel::Parcel;
 use crate::pool::Pool;
 use crate::workers::{Reason, Rejected, Work, Workers};
 use flow::Flow;
-pub use unsettled::Part;
-use unsettled::{Entry, Unsettled};
+use unsettled::{Entry, Part, Unsettled};
 
 /// The consumer's only priority group.
 const GROUP: &str = "one";
@@ -145,13 +145,13 @@ pub trait ProcessInOrder: Send + Sync + 'static {
 }
 
 impl Subscription {
-    /// Starts a durable subscription that keeps order, with workers that it may share with others, and returns at once; it
-    /// makes its consumer as soon as the stream exists. End it before the workers.
+    /// Starts a durable subscription that keeps order, on the keyed workers of the process, and returns at once; it makes its
+    /// consumer as soon as the stream exists. End it before the workers.
     pub fn ordered<P: ProcessInOrder>(
         pool: &Arc<Pool>,
         config: OrderedConfig,
         processor: Arc<P>,
-        workers: &Arc<Workers<Part<P::Job>>>,
+        workers: &Arc<Workers>,
     ) -> Self {
         let config = config.within_bounds();
         let running = Running::new(&config.durable, 1, config.max_unsettled, MAX_BYTES);
@@ -180,8 +180,8 @@ struct Reader<P: ProcessInOrder> {
     running: Arc<Running>,
     unsettled: Arc<Unsettled<P::Job>>,
     flow: Arc<Flow<P>>,
-    work: Arc<dyn Work<Part<P::Job>>>,
-    workers: Arc<Workers<Part<P::Job>>>,
+    work: Arc<dyn Work<Parcel>>,
+    workers: Arc<Workers>,
     config: OrderedConfig,
 }
 
@@ -374,11 +374,13 @@ impl<P: ProcessInOrder> Reader<P> {
     }
 
     /// A part that is dropped leaves its message to be delivered again.
-    async fn submit(&self, key: u64, mut part: Part<P::Job>) {
+    async fn submit(&self, key: u64, part: Part<P::Job>) {
+        let flow = self.flow.clone();
+        let mut parcel = Parcel::task(async move { flow.work_off(part).await });
         while !self.running.discarding.is_cancelled() {
-            match self.workers.submit(key, &self.work, part).await {
+            match self.workers.submit(key, &self.work, parcel).await {
                 Ok(()) | Err(Rejected { reason: Reason::Stopped, .. }) => return,
-                Err(Rejected { message, reason: Reason::Full }) => part = message,
+                Err(Rejected { message, reason: Reason::Full }) => parcel = message,
             }
         }
     }

@@ -78,7 +78,7 @@ impl Notes {
 struct Bench {
     pool: Arc<Pool>,
     context: Context,
-    workers: Arc<Workers<Part<Job>>>,
+    workers: Arc<Workers>,
     notes: Arc<Notes>,
     config: OrderedConfig,
     _server: NatsServer,

@@ -72,7 +72,7 @@ pub(super) enum Ended {
 }
 
 /// One part of a message on its way through the workers. Dropping it abandons its message.
-pub struct Part<J> {
+pub(super) struct Part<J> {
     pub(super) entry: Arc<Entry<J>>,
     pub(super) index: usize,
     unsettled: Arc<Unsettled<J>>,
