@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Entry, block_key};
+use super::{CLOCKS, Entry, block_key};
 use crate::node::unix_now;
 use crate::{Answer, LedgerError, Node, OperationError, Question};
 
@@ -97,11 +97,9 @@ impl Node {
     async fn enact(&self, entry: Entry) -> Result<(), OperationError> {
         let lasts = match entry.expire_at() {
             0 => None,
-            end => match end.checked_sub(unix_now()) {
-                // Over already: nothing to remember.
-                None | Some(0) => return Ok(()),
-                Some(seconds) => Some(Duration::from_secs(seconds + 1)),
-            },
+            // By every clock it is over already: nothing to remember.
+            _ if !entry.is_kept(unix_now()) => return Ok(()),
+            end => Some(Duration::from_secs(end.saturating_sub(unix_now())) + CLOCKS),
         };
         let value = serde_json::to_vec(&entry).unwrap_or_default();
         self.write(&entry.key(), Some(value), lasts).await

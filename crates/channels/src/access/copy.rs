@@ -176,7 +176,7 @@ impl Access {
         let revision = reached.ok().and_then(Result::ok).map(|reached| *reached).ok_or(NotMade::Behind)?;
         // Entries may be newer than that by now: then they are read once more, to the same end.
         let now = unix_now();
-        let entries: Vec<Entry> = self.entries.read().values().filter(|entry| entry.holds(now)).cloned().collect();
+        let entries: Vec<Entry> = self.entries.read().values().filter(|entry| entry.is_kept(now)).cloned().collect();
         let copy = Bytes::from(serde_json::to_vec(&entries).unwrap_or_default());
         if copy.len() > MAX_COPY_BYTES {
             return Err(NotMade::TooLarge(copy.len()));

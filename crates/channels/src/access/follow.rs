@@ -147,7 +147,7 @@ impl Node {
             }
         }
         let now = unix_now();
-        self.access.entries.write().retain(|_, entry| entry.holds(now));
+        self.access.entries.write().retain(|_, entry| entry.is_kept(now));
         self.copy_if_due(self.access.entries.read().len());
         Ok(count >= MORE)
     }

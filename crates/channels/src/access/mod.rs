@@ -26,6 +26,9 @@ pub(crate) use self::follow::follow;
 const ENTRIES: &str = "a/";
 /// Ids up to this length stand in keys as they are, longer ones as a hash.
 const MAX_PLAIN: usize = 160;
+/// How far replicas' clocks may differ: entries are kept so long past their end, because whoever keeps or copies one decides for
+/// others, whose clocks may be behind. Whether it holds each replica says by its own clock.
+const CLOCKS: Duration = Duration::from_secs(3600);
 /// How long a connect waits for the first reading of the entries; less than SDKs wait for a reply, so that they hear why.
 const FIRST_READING: Duration = Duration::from_secs(4);
 
@@ -74,6 +77,11 @@ impl Entry {
 
     fn holds(&self, now: u64) -> bool {
         self.expire_at() == 0 || now < self.expire_at()
+    }
+
+    /// Whether it is kept: it may still hold by another replica's clock.
+    fn is_kept(&self, now: u64) -> bool {
+        self.expire_at() == 0 || now < self.expire_at().saturating_add(CLOCKS.as_secs())
     }
 }
 

@@ -11,6 +11,7 @@ use super::control::connect;
 use super::ledger::FarLedger;
 use super::{Cluster, settings};
 use crate::memory::MemoryCopies;
+use crate::node::unix_now;
 use crate::{Copies, Ledger, Node};
 
 const BLOCKED: usize = 1500;
@@ -227,4 +228,28 @@ async fn without_blocks_or_resumes_nothing_is_written() {
     let _node = cluster.replica(settings());
     tokio::time::sleep(Duration::from_secs(3600)).await;
     assert_eq!(ledger.get(REGISTER).await.unwrap(), None);
+}
+
+/// Who makes the copy may have a clock that is ahead of those who read it: what is over for the maker may hold for them.
+#[tokio::test(start_paused = true)]
+async fn a_copy_keeps_what_holds_by_a_clock_that_is_an_hour_behind() {
+    let (ledger, copies) = (FarLedger::new(), MemoryCopies::new());
+    let mut cluster = cluster(&ledger, copies.clone());
+    let one = cluster.replica(settings());
+    // By a clock an hour behind the first one holds for half an hour yet, and the second one was over half an hour ago.
+    one.block_user("half", unix_now() - 1800).await.unwrap();
+    one.block_user("long", unix_now() - 5400).await.unwrap();
+    one.block_user("anna", 0).await.unwrap();
+    settle().await;
+    let named: serde_json::Value =
+        serde_json::from_slice(&ledger.get(REGISTER).await.unwrap().unwrap().value.unwrap()).unwrap();
+    let copy = copies.copy(named["copy"]["bytes"].as_u64().unwrap() as usize).await.unwrap();
+    let copy = String::from_utf8(copy.to_vec()).unwrap();
+    assert_eq!(["half", "long", "anna"].map(|user| copy.contains(user)), [true, false, true], "{copy}");
+    let late = cluster.replica(settings());
+    for (user, code) in [("half", 0), ("anna", 3507)] {
+        for node in [&one, &late] {
+            assert_eq!(connect(node, user, String::new()).await, code, "by this clock: {user}");
+        }
+    }
 }
