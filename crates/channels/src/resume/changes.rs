@@ -21,16 +21,30 @@ pub(crate) struct Changes {
 }
 
 impl Changes {
-    /// A later change counts.
-    pub(super) fn note(&mut self, channel: &str, options: Option<SubscribeOptions>) {
+    /// A later change counts. False when it says nothing more: too many were there before.
+    pub(super) fn note(&mut self, channel: &str, options: Option<SubscribeOptions>) -> bool {
+        if self.dropped {
+            return false;
+        }
         let options = options.map(|options| SubscribeOptions { since: None, ..options });
         self.channels.insert(channel.to_owned(), options);
+        self.bound();
+        true
     }
 
     /// Adds what came after these.
     pub(super) fn extend(&mut self, later: &Changes) {
-        self.channels.extend(later.channels.clone());
         self.dropped |= later.dropped;
+        self.channels.extend(later.channels.clone());
+        self.bound();
+    }
+
+    /// Keeps nothing of what a fence would not hold: connections last for days, and their channels come and go.
+    fn bound(&mut self) {
+        self.dropped |= self.write().len() > MAX_BYTES;
+        if self.dropped {
+            self.channels.clear();
+        }
     }
 
     /// Whether the channel's subscription was ended, and not made again.
@@ -54,9 +68,14 @@ impl Changes {
 
     /// Nothing for none.
     pub(super) fn encode(&self) -> Vec<u8> {
-        if self.channels.is_empty() && !self.dropped {
-            return Vec::new();
+        match self.dropped {
+            true => vec![1],
+            false if self.channels.is_empty() => Vec::new(),
+            false => self.write(),
         }
+    }
+
+    fn write(&self) -> Vec<u8> {
         let mut out = Writer(vec![0]);
         out.number(self.channels.len() as u64);
         for (channel, options) in &self.channels {
@@ -66,7 +85,7 @@ impl Changes {
                 out.options(options);
             }
         }
-        if self.dropped || out.0.len() > MAX_BYTES { vec![1] } else { out.0 }
+        out.0
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Option<Self> {
@@ -107,7 +126,9 @@ impl Noted {
     /// True when the caller is the one who has to write: [`Noted::next`] until there is none.
     pub(crate) fn add(&self, channel: &str, options: Option<SubscribeOptions>) -> bool {
         let mut noting = self.0.lock();
-        noting.changes.note(channel, options);
+        if !noting.changes.note(channel, options) {
+            return false;
+        }
         noting.due = true;
         !std::mem::replace(&mut noting.writing, true)
     }
@@ -148,5 +169,27 @@ mod tests {
             .note("d", Some(SubscribeOptions { data: Bytes::from(vec![b'1'; 4000]), ..SubscribeOptions::default() }));
         assert_eq!(Changes::decode(&changes.encode()).map(|changes| changes.dropped), Some(true));
         assert_eq!(Changes::decode(b"\x02"), None);
+    }
+
+    /// A connection that lasts for long has had any number of channels.
+    #[test]
+    fn no_more_is_kept_of_a_connection_than_a_fence_holds() {
+        let noted = Noted::default();
+        let mut writes = 0;
+        for n in 0..1000 {
+            writes += usize::from(noted.add(&format!("room:{n}"), Some(SubscribeOptions::default())));
+            writes += usize::from(noted.add(&format!("room:{n}"), None));
+            let kept = noted.0.lock().changes.write().len();
+            assert!(kept <= MAX_BYTES, "{kept} bytes after {n} channels");
+        }
+        assert_eq!(writes, 1, "the writer has not begun yet");
+        let last = noted.next().expect("due");
+        assert_eq!((last.dropped, last.channels.len(), last.encode()), (true, 0, vec![1]));
+        assert!(noted.next().is_none());
+        assert!(!noted.add("room:a", None), "there is nothing more to write");
+        let mut fence = Changes::default();
+        fence.note("a", None);
+        fence.extend(&last);
+        assert_eq!((fence.dropped, fence.channels.len()), (true, 0));
     }
 }

@@ -19,6 +19,7 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use plenum_telemetry::Resume as Outcome;
 use serde::Deserialize;
+use tokio::sync::Semaphore;
 use tokio::time::Instant;
 use uuid::Uuid;
 
@@ -41,6 +42,8 @@ const MAX_PASS: usize = 16 * 1024;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// And after some of them: the ledger may be away for long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// Changes of one replica's connections that wait for room in the ledger; further ones are lost, as their client ids are.
+const MAX_WAITING: usize = 1 << 16;
 /// Register of the key that replicas share when none is configured.
 pub(crate) const KEY_REGISTER: &str = "resume/key";
 /// Registers of fences begin so.
@@ -70,11 +73,18 @@ pub(crate) struct Resume {
     sealer: ArcSwapOption<Sealer>,
     /// The ledger's room is short: no fences of further client ids.
     full: AtomicBool,
+    /// For changes that wait until it is not.
+    waiting: Semaphore,
 }
 
 impl Resume {
     pub(crate) fn new(ledger: Arc<dyn Ledger>, settings: &ResumeSettings) -> Self {
-        let resume = Self { ledger, sealer: ArcSwapOption::empty(), full: AtomicBool::new(false) };
+        let resume = Self {
+            ledger,
+            sealer: ArcSwapOption::empty(),
+            full: AtomicBool::new(false),
+            waiting: Semaphore::new(MAX_WAITING),
+        };
         resume.configure(settings);
         resume
     }
@@ -204,6 +214,12 @@ impl Resume {
         })
     }
 
+    /// Whether nobody has come back after this step; also while the ledger does not say.
+    pub(crate) async fn is_newest(&self, client: Uuid, step: u32) -> bool {
+        let Ok(Some(record)) = self.ledger.get(&register(client)).await else { return true };
+        record.value.as_deref().and_then(Fence::decode).is_none_or(|fence| fence.step <= step)
+    }
+
     /// The successor has arrived: what was taken is good no more. Until that is written both passes are usable, of which only
     /// one can be taken.
     pub(crate) async fn confirm(&self, client: Uuid, won: Won, ttl: Duration) {
@@ -222,7 +238,8 @@ impl Resume {
     }
 
     /// Changes the fence of a connection. Tried until it is written, or somebody else has taken a pass, or `ttl` is over, which
-    /// ends the pass too. `known`: what is there as far as the caller knows.
+    /// ends the pass too. `known`: what is there as far as the caller knows. While the ledger has no room for a further fence
+    /// the change waits without asking it: once there is room the pass opens again, and must not open without the change.
     async fn amend(
         &self,
         client: Uuid,
@@ -233,9 +250,17 @@ impl Resume {
     ) {
         let (key, end) = (register(client), Instant::now() + ttl);
         let (mut pause, mut conflicts) = (SHORTEST_PAUSE, 0);
+        let mut permit = None;
         while Instant::now() < end {
-            match self.try_amend(&key, step, known.take(), ttl, &change).await {
-                Ok(()) | Err(LedgerError::TooLarge { .. }) => return,
+            match self.try_amend(&key, step, &mut known, ttl, &change).await {
+                Ok(Amended::Done) | Err(LedgerError::TooLarge { .. }) => return,
+                Ok(Amended::Full) => {
+                    permit = permit.or_else(|| self.waiting.try_acquire().ok());
+                    if permit.is_none() {
+                        return tracing::warn!("the ledger is full: what the API changed of a connection is lost");
+                    }
+                    tokio::time::sleep(LONGEST_PAUSE.mul_f64(rand::random_range(0.5..1.0))).await;
+                }
                 // The other writer of this connection, or a resume: look again.
                 Err(LedgerError::Conflict { .. }) if conflicts < 4 => conflicts += 1,
                 Err(error) => {
@@ -252,11 +277,11 @@ impl Resume {
         &self,
         key: &str,
         step: u32,
-        known: Option<(Option<Fence>, u64)>,
+        known: &mut Option<(Option<Fence>, u64)>,
         ttl: Duration,
         change: &impl Fn(&mut Fence),
-    ) -> Result<(), LedgerError> {
-        let (fence, revision) = match known {
+    ) -> Result<Amended, LedgerError> {
+        let (fence, revision) = match known.take() {
             Some(known) => known,
             None => match self.ledger.get(key).await? {
                 Some(record) => (record.value.as_deref().and_then(Fence::decode), record.revision),
@@ -265,13 +290,28 @@ impl Resume {
         };
         let mut fence = match fence {
             Some(fence) if fence.step == step => fence,
-            // Room for blocks counts more; while it is short this client id does not come back either.
-            None if step == 0 && !self.full.load(Ordering::Relaxed) => Fence::untaken(),
-            _ => return Ok(()),
+            None if step == 0 => {
+                // Room for blocks counts more; while it is short this client id does not come back either.
+                if self.full.load(Ordering::Relaxed) {
+                    *known = Some((None, revision));
+                    return Ok(Amended::Full);
+                }
+                Fence::untaken()
+            }
+            _ => return Ok(Amended::Done),
         };
         change(&mut fence);
-        self.ledger.put(key, Some(fence.encode()), Some(revision), Some(ttl + FENCE_MARGIN)).await.map(drop)
+        self.ledger.put(key, Some(fence.encode()), Some(revision), Some(ttl + FENCE_MARGIN)).await?;
+        Ok(Amended::Done)
     }
+}
+
+/// What came of one attempt to change a fence.
+enum Amended {
+    /// It is written, or there is nothing to write any more.
+    Done,
+    /// There is no fence yet, and no room for one.
+    Full,
 }
 
 fn register(client: Uuid) -> String {

@@ -1,5 +1,6 @@
 //! What the server API changed of a connection since its pass was sealed.
 
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -123,4 +124,28 @@ async fn the_end_of_what_the_client_asked_for_is_not_written_down() {
     client.idle(5).await;
     let written = ledger.inner().changes(0, 100).await.unwrap();
     assert!(!written.iter().any(|record| record.key.starts_with(FENCES)), "{written:?}");
+}
+
+/// While the ledger is full the client id does not come back. Once there is room it does, and then as the API left it.
+#[tokio::test(start_paused = true)]
+async fn what_the_api_ended_while_the_ledger_was_full_does_not_come_back() {
+    let ledger = FarLedger::new();
+    ledger.percent.store(81, Ordering::Relaxed);
+    let mut cluster = Cluster::on(ledger.clone());
+    let node = cluster.replica(settings());
+    let (mut client, first, pass) = Client::connect_with(&node, "anna;subs=log:a,log:b", "").await;
+    client.idle(11).await;
+    node.unsubscribe(anna(), "log:a", ended()).await.unwrap();
+    assert_eq!(client.push().await.channel, "log:a");
+    client.end(LOST);
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(ledger.looks(), 0, "who waits for room asks for nothing");
+    let (stranger, other, _) = Client::connect_with(&node, "", &pass).await;
+    assert_ne!(other.client, first.client);
+    assert_eq!(outcomes(&node, Resume::Full), 1);
+    stranger.end(LOST);
+    ledger.percent.store(79, Ordering::Relaxed);
+    tokio::time::sleep(Duration::from_secs(30)).await;
+    let (_client, again, _) = Client::connect_with(&node, "", &pass).await;
+    assert_eq!((&again.client, channels(&again)), (&first.client, vec!["log:b"]));
 }
