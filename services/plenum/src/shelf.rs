@@ -34,15 +34,17 @@ impl<'a> Shelf<'a> {
         Ok(self.0.join(format!("{UNFINISHED}{:016x}", rand::random::<u64>())))
     }
 
-    /// Names a finished backup by its time and keeps the newest `keep` ones (0: all). Returns its folder and how many went.
+    /// Names a finished backup by its time and keeps it and the newest of the others, `keep` in all (0: all). Returns its
+    /// folder and how many went.
     pub fn put(&self, unfinished: &Path, made_at: &str, keep: usize) -> anyhow::Result<(PathBuf, usize)> {
         // Not every file system takes a colon.
         let place = self.0.join(made_at.replace(':', "-"));
         fs::rename(unfinished, &place).with_context(|| place.display().to_string())?;
-        let all = self.backups()?;
-        let most = if keep == 0 { all.len() } else { keep };
-        let old = all.len().saturating_sub(most);
-        for path in &all[..old] {
+        let mut others = self.backups()?;
+        // By a clock that went wrong it may be older than they are.
+        others.retain(|path| *path != place);
+        let old = if keep == 0 { 0 } else { others.len().saturating_sub(keep - 1) };
+        for path in &others[..old] {
             fs::remove_dir_all(path).with_context(|| path.display().to_string())?;
         }
         Ok((place, old))
@@ -131,5 +133,19 @@ mod tests {
         names.sort();
         let wanted = ["2026-11-22T22-03-04.123Z", "2026-11-23T22-03-04.123Z", "2027-01-01T00-00-00.000Z"];
         assert_eq!(names, [&wanted[..], &["lost+found", "unfinished-1"]].concat());
+    }
+
+    #[test]
+    fn the_one_just_made_stays_whatever_the_clock_said_before() {
+        let folder = Temporary::new();
+        let shelf = Shelf::new(&folder.0);
+        let names = || shelf.backups().unwrap().into_iter().map(|path| path.file_name().unwrap().to_owned());
+        for (made_at, removed) in [("2126-11-21T22:03:04.123Z", 0), ("2126-11-21T22:03:05.123Z", 0)] {
+            assert_eq!(folder.save(made_at, 2), removed);
+        }
+        assert_eq!(folder.save("2026-11-22T22:03:04.123Z", 2), 1);
+        assert!(names().eq(["2026-11-22T22-03-04.123Z", "2126-11-21T22-03-05.123Z"]));
+        assert_eq!(folder.save("2026-11-23T22:03:04.123Z", 1), 2);
+        assert!(names().eq(["2026-11-23T22-03-04.123Z"]));
     }
 }
