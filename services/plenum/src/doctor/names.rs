@@ -72,15 +72,21 @@ pub async fn each_address(url: &str, limit: Duration) -> Result<Vec<String>, Fin
             let mut addresses: Vec<IpAddr> = found.map(|address| address.ip()).collect();
             addresses.sort_unstable();
             addresses.dedup();
-            let shown = |address: &IpAddr| match address {
-                IpAddr::V4(address) => address.to_string(),
-                IpAddr::V6(address) => format!("[{address}]"),
-            };
-            Ok(addresses.iter().map(|address| url.replacen(&host, &shown(address), 1)).collect())
+            Ok(addresses.into_iter().map(|address| at(url, &host, address)).collect())
         }
         Ok(Err(error)) => Err(failed(error.to_string())),
         Err(_) => Err(failed(format!("no answer within {limit:?}"))),
     }
+}
+
+/// A URL with an address in the place of its host.
+fn at(url: &str, host: &str, address: IpAddr) -> String {
+    let shown = match address {
+        IpAddr::V4(address) => address.to_string(),
+        IpAddr::V6(address) => format!("[{address}]"),
+    };
+    // `ws` may be a host as well.
+    url.replacen(&format!("://{host}"), &format!("://{shown}"), 1)
 }
 
 /// The host of a URL or of `host:port`, unless it is an address or holds a placeholder.
@@ -101,6 +107,10 @@ mod tests {
     #[tokio::test]
     async fn a_url_for_each_address_of_its_host() {
         let limit = Duration::from_secs(30);
+        let address = IpAddr::V6(std::net::Ipv6Addr::LOCALHOST);
+        for host in ["w", "s", "ws"] {
+            assert_eq!(at(&format!("ws://{host}:80/ws"), host, address), "ws://[::1]:80/ws");
+        }
         let urls = each_address("ws://localhost:8000/connection/websocket?x=localhost", limit).await.unwrap();
         assert!(urls.contains(&"ws://127.0.0.1:8000/connection/websocket?x=localhost".to_owned()), "{urls:?}");
         for wrong in ["wss://localhost:8000/", "ws://127.0.0.1:8000/", "localhost"] {
