@@ -1,6 +1,6 @@
 //! A client's way: WebSocket through every URL, and a message to clients behind all of them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use futures_util::future::join_all;
@@ -52,15 +52,18 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
             Err(finding) => checked.websocket.push(finding),
         }
     }
-    let (mut ways, mut direct) = (Vec::new(), 0);
-    for (url, outcome) in join_all(urls.iter().map(|url| way(arguments, url, &token, limit))).await {
+    let (mut ways, mut direct) = (Vec::new(), BTreeSet::new());
+    let outcomes = join_all(urls.iter().map(|url| way(arguments, url, &token, limit))).await;
+    for (place, (url, outcome)) in outcomes.into_iter().enumerate() {
         match outcome {
             Ok(Way { target, certificate, clock, finding }) => {
                 checked.certificates.extend(certificate.map(|der| (url.clone(), der)));
                 checked.clocks.extend(clock);
                 checked.websocket.push(finding);
                 // Those of --url stand first.
-                direct += usize::from(!arguments.url.contains(&url));
+                if place >= arguments.url.len() {
+                    direct.insert(url);
+                }
                 ways.push(target);
             }
             Err(finding) => checked.websocket.push(finding),
@@ -69,10 +72,17 @@ pub async fn check(arguments: &Doctor, config: &Config, limit: Duration) -> Chec
     if ways.is_empty() {
         checked.message.push(Finding::failed("message", "no --url leads to a replica", "see the lines above"));
     } else {
+        let direct = different(&direct);
         let group = Group { arguments, config, ways: &ways, direct, token: &token, api, limit };
         checked.message = group.message(before).await;
     }
     checked
+}
+
+/// Replicas that ways to one address each lead to, at least: one that has addresses of both families counts once.
+fn different(direct: &BTreeSet<String>) -> usize {
+    let v6 = direct.iter().filter(|url| url.contains("://[")).count();
+    v6.max(direct.len() - v6)
 }
 
 /// The token of one who may subscribe to the channel of the check; empty for an anonymous one.
@@ -322,6 +332,15 @@ mod tests {
 
     fn counts(counts: [u64; 3]) -> BTreeMap<String, u64> {
         ["a", "b", "c"].map(String::from).into_iter().zip(counts).collect()
+    }
+
+    #[test]
+    fn a_replica_with_addresses_of_both_families_counts_once() {
+        let count = |urls: &[&str]| different(&urls.iter().map(|url| (*url).to_owned()).collect());
+        assert_eq!(count(&["ws://10.0.0.1:8000/c", "ws://[fd00::1]:8000/c"]), 1);
+        assert_eq!(count(&["ws://10.0.0.1:8000/c", "ws://10.0.0.2:8000/c", "ws://[fd00::1]:8000/c"]), 2);
+        assert_eq!(count(&["ws://[fd00::2]:8000/c", "ws://[fd00::1]:8000/c"]), 2);
+        assert_eq!(count(&[]), 0);
     }
 
     fn state(before: [u64; 3], after: [u64; 3], direct: usize, wanted: usize) -> Option<State> {
