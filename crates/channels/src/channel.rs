@@ -9,12 +9,12 @@ use parking_lot::Mutex;
 use plenum_protocol::PushEvent;
 use plenum_protocol::codes::Disconnect;
 use plenum_telemetry::Metrics;
-use tokio::sync::OnceCell;
+use tokio::sync::watch;
 
 use crate::burst::{Burst, Bursts, Frames, publication_frame};
 use crate::node::unix_now_ms;
 use crate::outbox::Mail;
-use crate::{Announcement, Entry, Live, LiveEvent, Outbox, Position};
+use crate::{Announcement, Entry, Live, LiveEvent, Outbox, Position, ReadError};
 
 /// Publications kept for subscribers that are joining; more and they read the log once more.
 const MAX_RECENT: usize = 1024;
@@ -29,12 +29,22 @@ const LOST: u64 = u64::MAX - 1;
 /// A channel with at least one local subscriber, present or joining.
 pub(crate) struct Channel {
     pub(crate) name: Arc<str>,
-    /// Set once the log delivers here.
-    pub(crate) live: OnceCell<()>,
+    /// Whether the log delivers here.
+    pub(crate) start: Mutex<Start>,
     /// Holders of a [`crate::hub::Lease`]; changed under the hub's shard lock only.
     pub(crate) holders: AtomicUsize,
     metrics: Arc<Metrics>,
     state: Mutex<State>,
+}
+
+/// How far a channel is subscribed in the log.
+#[derive(Default)]
+pub(crate) enum Start {
+    #[default]
+    None,
+    /// Somebody asks the log; the outcome comes here. Closed when that has ended.
+    UnderWay(watch::Receiver<Option<Result<(), ReadError>>>),
+    Live,
 }
 
 #[derive(Default)]
@@ -91,7 +101,13 @@ pub(crate) enum GoLive {
 
 impl Channel {
     pub(crate) fn new(name: Arc<str>, metrics: Arc<Metrics>) -> Self {
-        Self { name, live: OnceCell::new(), holders: AtomicUsize::new(1), metrics, state: Mutex::new(State::default()) }
+        Self {
+            name,
+            start: Mutex::default(),
+            holders: AtomicUsize::new(1),
+            metrics,
+            state: Mutex::new(State::default()),
+        }
     }
 
     /// The log delivers from here on.

@@ -7,8 +7,9 @@ use std::sync::atomic::Ordering;
 use hashbrown::HashMap;
 use parking_lot::Mutex;
 use plenum_telemetry::Metrics;
+use tokio::sync::watch;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Start};
 use crate::{Live, Log, ReadError};
 
 /// Locks that the map of channels is spread over.
@@ -34,6 +35,17 @@ impl Lease {
     pub(crate) fn channel(&self) -> &Arc<Channel> {
         &self.channel
     }
+
+    /// Has the log deliver to the channel.
+    async fn begin(self, outcome: watch::Sender<Option<Result<(), ReadError>>>) {
+        let channel = &self.channel;
+        let subscribed = self.hub.log.subscribe(&channel.name, channel.clone() as Arc<dyn Live>).await;
+        let subscribed = subscribed.map(|position| {
+            channel.started(position);
+            *channel.start.lock() = Start::Live;
+        });
+        outcome.send_replace(Some(subscribed));
+    }
 }
 
 impl Drop for Lease {
@@ -53,24 +65,37 @@ impl Hub {
         &self.shards[self.hasher.hash_one(name) as usize % SHARDS]
     }
 
-    /// The channel, with the log delivering to it. Where the log has to be asked, that goes on when the future is cancelled:
-    /// else nobody would get the channel whose callers wait for less time than the log takes.
+    /// The channel, with the log delivering to it. Where the log has to be asked, one task does that for all who wait, and it
+    /// goes on when they are cancelled: else nobody would get the channel whose callers wait for less time than the log takes.
     pub(crate) async fn acquire(self: &Arc<Self>, name: &str) -> Result<Lease, ReadError> {
-        let lease = Lease { channel: self.hold(name), hub: self.clone() };
-        if lease.channel.live.initialized() {
-            return Ok(lease);
+        let lease = self.lease(name);
+        let outcome = {
+            let mut start = lease.channel.start.lock();
+            match &*start {
+                Start::Live => None,
+                Start::UnderWay(outcome) if outcome.has_changed().is_ok() => Some(outcome.clone()),
+                // Nobody has tried, or the last attempt has ended, with an error or a panic.
+                _ => {
+                    let (sender, outcome) = watch::channel(None);
+                    *start = Start::UnderWay(outcome.clone());
+                    tokio::spawn(self.lease(name).begin(sender));
+                    Some(outcome)
+                }
+            }
+        };
+        let Some(mut outcome) = outcome else { return Ok(lease) };
+        let outcome = outcome.wait_for(Option::is_some).await.map(|outcome| outcome.clone());
+        match outcome {
+            Ok(Some(Err(error))) => Err(error),
+            Ok(_) => Ok(lease),
+            Err(_) => {
+                Err(ReadError::Unavailable { reason: "the channel's subscription ended without an answer".into() })
+            }
         }
-        let acquiring = tokio::spawn(async move {
-            let channel = &lease.channel;
-            let subscribing = channel.live.get_or_try_init(|| async {
-                let position = lease.hub.log.subscribe(&channel.name, channel.clone() as Arc<dyn Live>).await?;
-                channel.started(position);
-                Ok(())
-            });
-            subscribing.await.map(drop)?;
-            Ok(lease)
-        });
-        acquiring.await.unwrap_or_else(|_| Err(ReadError::Unavailable { reason: "the replica is ending".into() }))
+    }
+
+    fn lease(self: &Arc<Self>, name: &str) -> Lease {
+        Lease { channel: self.hold(name), hub: self.clone() }
     }
 
     fn hold(&self, name: &str) -> Arc<Channel> {
