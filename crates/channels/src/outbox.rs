@@ -9,13 +9,13 @@ use parking_lot::Mutex;
 use plenum_protocol::Encoding;
 use plenum_protocol::codes::Disconnect;
 
-use crate::Order;
+use crate::{Order, SUPERSEDED};
 
 /// Room that one queued message takes besides its bytes, counted so that many tiny messages are bounded too.
 const MESSAGE_OVERHEAD: usize = 32;
 
 /// Mail that a session has not read; more and it is too slow to be kept.
-const MAX_MAIL: usize = 1024;
+pub(crate) const MAX_MAIL: usize = 1024;
 
 /// Bounds of an outbox.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +44,8 @@ struct Queue {
     corked: bool,
     timer: bool,
     mail: Vec<Mail>,
+    /// The close is [`SUPERSEDED`].
+    superseded: bool,
     /// The writer has taken the close; nothing is accepted any more.
     closed: bool,
 }
@@ -133,6 +135,7 @@ impl Outbox {
     pub fn close(&self, disconnect: Disconnect) {
         let mut queue = self.queue.lock();
         if queue.close.is_none() && !queue.closed {
+            queue.superseded = disconnect == SUPERSEDED;
             if queue.corked {
                 // No publication may come before the reply to connect, and none will.
                 queue.abandon(disconnect);
@@ -143,9 +146,9 @@ impl Outbox {
         }
     }
 
-    /// Whether it closes for this reason, and the transport has not been told yet.
-    pub(crate) fn is_closing_with(&self, reason: &Disconnect) -> bool {
-        self.queue.lock().close.as_deref() == Some(reason)
+    /// Whether it was closed because the client has come back on another connection.
+    pub(crate) fn was_superseded(&self) -> bool {
+        self.queue.lock().superseded
     }
 
     /// Leaves something for the session. A session that is closing needs none.

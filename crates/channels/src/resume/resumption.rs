@@ -7,8 +7,8 @@ use hashbrown::HashSet;
 use parking_lot::Mutex;
 use tokio::sync::watch;
 use tokio::time::Instant;
-use uuid::Uuid;
 
+use crate::session::Identity;
 use crate::{Answer, Node, Question};
 
 /// While it is unknown whether a replica that did not answer has announced a leave, no join is announced for so long.
@@ -47,18 +47,19 @@ pub(crate) enum Join {
 
 impl Resumption {
     /// Has every replica close what it holds of the client id and hand over what others see of it.
-    pub(crate) fn begin(node: &Arc<Node>, client: Uuid, step: u32) -> Arc<Self> {
+    pub(crate) fn begin(node: &Arc<Node>, identity: &Arc<Identity>) -> Arc<Self> {
         let (sender, done) = watch::channel(false);
         let resumption = Arc::new(Self { began: Instant::now(), done, state: Mutex::default() });
-        let (node, shared) = (node.clone(), resumption.clone());
+        let (node, identity, shared) = (node.clone(), identity.clone(), resumption.clone());
         tokio::spawn(async move {
-            shared.collect(&node, client, step).await;
+            shared.collect(&node, identity).await;
             sender.send_replace(true);
         });
         resumption
     }
 
-    async fn collect(&self, node: &Arc<Node>, client: Uuid, step: u32) {
+    async fn collect(&self, node: &Arc<Node>, identity: Arc<Identity>) {
+        let (client, step) = (identity.client, identity.step);
         let question = Question::Release { client: client.to_string(), step };
         let answers = match node.control.survey(question).await {
             Ok(answers) => answers,
@@ -68,6 +69,13 @@ impl Resumption {
                 return;
             }
         };
+        let holder = match node.registry.identity_of(client, step) {
+            None if answers.iter().any(|answer| matches!(answer, Answer::Released(it) if !it.seats.is_empty())) => {
+                // The connection has ended already. Unless the client is back on a newer one, its leaves are due all the same.
+                node.resume.is_newest(client, step).await.then_some(identity)
+            }
+            found => found,
+        };
         let mut state = self.state.lock();
         let mut complete = answers.len() >= node.replicas.census().alive.len();
         for answer in answers {
@@ -76,9 +84,9 @@ impl Resumption {
             for seat in released.seats {
                 let channel: Arc<str> = seat.channel.into();
                 if !state.entered.contains(&channel)
-                    && let Some(identity) = node.registry.identity_of(client, step)
+                    && let Some(holder) = &holder
                 {
-                    node.grace.inherit(&identity, channel.clone(), seat.info.into(), node.presence_grace());
+                    node.grace.inherit(holder, channel.clone(), seat.info.into(), node.presence_grace());
                 }
                 state.inherited.insert(channel);
             }

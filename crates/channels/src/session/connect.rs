@@ -234,7 +234,7 @@ impl Newcomer {
         // Only now: an entry that comes after this look finds the connection.
         node.access.check(claims, grant.has_token())?;
         if grant.won.is_some() {
-            identity.resumption = Some(Resumption::begin(node, grant.client, step));
+            identity.resumption = Some(Resumption::begin(node, &registered));
             registered = Arc::new(identity);
             node.registry.describe(*connection, &registered);
         }

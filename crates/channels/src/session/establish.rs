@@ -129,15 +129,7 @@ pub(super) async fn establish(
     let terms = plan.terms();
     let mut seat = None;
     let began = timeout(PATIENCE, begin(&caller, &plan, terms, &announce, &mut seat)).await;
-    let Began { counted, membership, result, catch_up } = match began.unwrap_or(Err(Failure::temporary(SLOW))) {
-        Ok(began) => began,
-        Err(failure) => {
-            if let Some(seat) = seat {
-                seat.give_back();
-            }
-            return Err(failure);
-        }
-    };
+    let Began { counted, membership, result, catch_up } = began.unwrap_or(Err(Failure::temporary(SLOW)))?;
     // The client has its reply: from here on nothing fails.
     let mut seat = seat.map(Box::new);
     if let Some(seat) = seat.as_mut().filter(|_| terms.announces) {

@@ -252,10 +252,12 @@ impl Session {
 
     /// The connection is gone; its subscriptions end.
     pub fn end(mut self, reason: Disconnect) {
+        // Subscriptions that are being made are given up first: who asks for what this connection held shall find it all.
+        self.flight = None;
         if let Phase::Connected(connected) = &mut self.phase {
             let fate = match Fate::of(&reason) {
                 // It may have come back elsewhere: then it ended this connection because nobody answered.
-                _ if self.outbox.is_closing_with(&SUPERSEDED) => Fate::TakenOver,
+                _ if self.outbox.was_superseded() => Fate::TakenOver,
                 Fate::Leave if reason == CLOSED_BY_CLIENT && self.node.pulse.stood_still() => Fate::Unsure,
                 fate => fate,
             };

@@ -71,6 +71,8 @@ struct Visible {
     announced: bool,
     /// Whether others have to be told of the join.
     join: Join,
+    /// The session has the subscription.
+    adopted: bool,
 }
 
 /// What becomes of seats when their connection ends.
@@ -107,27 +109,14 @@ impl Seat {
             }
         };
         let (caller, channel) = (caller.clone(), channel.clone());
-        Seat(Some(Visible { caller, channel, info, presence, announced: false, join }))
+        Seat(Some(Visible { caller, channel, info, presence, announced: false, join, adopted: false }))
     }
 
-    /// The subscription was not made: the next attempt finds what this one had taken over, and without one the leave that
-    /// was held back is told after all.
-    pub(super) fn give_back(mut self) {
-        let Some(visible) = self.0.take_if(|visible| visible.caller.identity.resumption.is_some()) else { return };
-        let known = visible.caller.identity.resumption.as_ref().is_some_and(|it| it.retract(&visible.channel));
-        if !visible.exit() {
-            return;
+    /// The session has the subscription: from here on the seat ends as the subscription does.
+    fn adopt(&mut self) {
+        if let Some(visible) = &mut self.0 {
+            visible.adopted = true;
         }
-        let announced = visible.join == Join::Keep || (visible.join == Join::Later && known);
-        let Visible { caller, channel, info, presence, .. } = visible;
-        caller.node.leave_later(NewLeave {
-            identity: caller.identity,
-            channel,
-            info,
-            presence,
-            announced,
-            silent: false,
-        });
     }
 
     /// Makes the presence entry, if the subscription has one; again for a new lease.
@@ -220,6 +209,19 @@ impl Visible {
         identity.resumption.is_none() || node.grace.exit(identity.client, &self.channel)
     }
 
+    /// The subscription of a resumed connection was not made, whatever ended the attempt: the next one finds what this one had
+    /// taken over, and without one the leave that was held back is told after all.
+    fn give_back(self) {
+        let known = self.caller.identity.resumption.as_ref().is_some_and(|it| it.retract(&self.channel));
+        if !self.exit() {
+            return;
+        }
+        let announced = self.announced || self.join == Join::Keep || (self.join == Join::Later && known);
+        let Self { caller, channel, info, presence, .. } = self;
+        let silent = caller.outbox.was_superseded();
+        caller.node.leave_later(NewLeave { identity: caller.identity, channel, info, presence, announced, silent });
+    }
+
     async fn leave(self) {
         if !self.exit() {
             return;
@@ -243,7 +245,10 @@ impl Drop for Seat {
     fn drop(&mut self) {
         let Some(visible) = self.0.take() else { return };
         // Outside a runtime the process is ending; the replica's lease takes the entry with it.
-        if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        if !visible.adopted && visible.caller.identity.resumption.is_some() {
+            visible.give_back();
+        } else {
             runtime.spawn(visible.leave());
         }
     }
@@ -268,7 +273,10 @@ impl Subscriptions {
         self.list.iter_mut().find(|subscription| subscription.channel().as_ref() == channel)
     }
 
-    pub(super) fn insert(&mut self, subscription: Subscription) {
+    pub(super) fn insert(&mut self, mut subscription: Subscription) {
+        if let Some(seat) = &mut subscription.seat {
+            seat.adopt();
+        }
         if self.list.is_empty() {
             // Most connections have one.
             self.list.reserve_exact(1);
