@@ -13,7 +13,7 @@ use plenum_telemetry::Method;
 use super::connect::Admitted;
 use super::establish::{CatchUpOutcome, Established};
 use crate::error::Failure;
-use crate::{ConnectionClaims, SubscribeOptions, SubscriptionClaims};
+use crate::{ConnectionClaims, Order, SubscribeOptions, SubscriptionClaims};
 
 /// A command that has ended, as the session takes it up.
 pub(super) enum Done {
@@ -37,6 +37,8 @@ pub(super) struct Flight {
     pub(super) subscribing: usize,
     /// Commands that wait, in order.
     pub(super) waiting: VecDeque<Command>,
+    /// Orders that wait until their channel, or the connect, has no command under way; in order.
+    pub(super) orders: Vec<Arc<Order>>,
     /// Whether a page of a catch-up is being read; one at a time keeps the outbox within its bound.
     pub(super) catching_up: bool,
 }
@@ -56,6 +58,11 @@ impl Flight {
 
     pub(super) fn is_busy(&self, channel: &str) -> bool {
         self.busy.iter().any(|busy| busy.as_ref() == channel)
+    }
+
+    /// Channels with a command under way; one of several commands is there several times.
+    pub(super) fn busy(&self) -> &[Arc<str>] {
+        &self.busy
     }
 
     pub(super) fn block(&mut self, channel: Arc<str>) {

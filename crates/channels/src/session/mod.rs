@@ -238,6 +238,7 @@ impl Session {
         while let Some(flight) = &mut self.flight {
             let Some(done) = flight.poll(cx) else { break };
             self.complete(done);
+            self.obey_waiting();
             self.run_waiting();
             self.settle();
         }

@@ -13,7 +13,7 @@ use super::establish::{CatchUpOutcome, Established, catch_up, establish};
 use super::flight::{Done, Flight};
 use super::{Caller, Phase, Session, Subscription, frame};
 use crate::error::Failure;
-use crate::outbox::Mail;
+use crate::outbox::{MAX_MAIL, Mail};
 use crate::{Order, Outbox, SubscribeOptions};
 
 impl Session {
@@ -29,29 +29,58 @@ impl Session {
                 }
                 Mail::Announce => self.announce_again(),
                 Mail::Move => self.leaving = true,
-                Mail::Order(order) => self.obey(&order),
+                Mail::Order(order) => self.obey(order),
             }
         }
     }
 
-    fn obey(&mut self, order: &Order) {
-        match order {
+    /// Obeys what has waited for a command that has ended.
+    pub(super) fn obey_waiting(&mut self) {
+        let Some(flight) = self.flight.as_mut().filter(|flight| !flight.orders.is_empty()) else { return };
+        for order in std::mem::take(&mut flight.orders) {
+            self.obey(order);
+        }
+    }
+
+    /// An order waits for a connect or a command on its channel that is under way, else it would find nothing to change, and
+    /// what it was to end would stand a moment later.
+    fn obey(&mut self, order: Arc<Order>) {
+        if self.is_too_early(&order) {
+            let flight = self.flight.get_or_insert_default();
+            if flight.orders.len() < MAX_MAIL {
+                flight.orders.push(order);
+            } else {
+                self.close(Disconnect::SLOW);
+            }
+            return;
+        }
+        match order.as_ref() {
             Order::Subscribe { channel, options, .. } => self.subscribe_by_server(channel, options.as_ref().clone()),
-            Order::Unsubscribe { channel, code, reason, .. } => {
-                let unsubscribed = Unsubscribed { code: *code, reason: reason.clone().into() };
-                if channel.is_empty() {
-                    for channel in self.channels() {
-                        self.unsubscribe_by_server(&channel, &unsubscribed);
-                    }
-                } else {
-                    self.unsubscribe_by_server(channel, &unsubscribed);
+            Order::Unsubscribe { target, channel, code, reason } if channel.is_empty() => {
+                for channel in self.channels() {
+                    let (target, channel, reason) = (target.clone(), channel.to_string(), reason.clone());
+                    self.obey(Arc::new(Order::Unsubscribe { target, channel, code: *code, reason }));
                 }
+            }
+            Order::Unsubscribe { channel, code, reason, .. } => {
+                self.unsubscribe_by_server(channel, &Unsubscribed { code: *code, reason: reason.clone().into() });
             }
             Order::Refresh { expired, expire_at, info, .. } => {
                 self.refresh_by_server(*expired, *expire_at, info.as_deref());
             }
             // Closes the outbox where the order arrives.
             Order::Disconnect { .. } => {}
+        }
+    }
+
+    fn is_too_early(&self, order: &Order) -> bool {
+        let busy = |channel: &str| self.flight.as_ref().is_some_and(|flight| flight.is_busy(channel));
+        match (&self.phase, order) {
+            (Phase::Connecting, _) => true,
+            (Phase::Connected(_), Order::Subscribe { channel, .. } | Order::Unsubscribe { channel, .. }) => {
+                busy(channel)
+            }
+            _ => false,
         }
     }
 
@@ -78,13 +107,17 @@ impl Session {
         }
     }
 
+    /// With a subscription, or a command under way that may make one.
     fn channels(&self) -> Vec<Arc<str>> {
-        match &self.phase {
-            Phase::Connected(connected) => {
-                connected.subscriptions.iter().map(|subscription| subscription.channel().clone()).collect()
+        let Phase::Connected(connected) = &self.phase else { return Vec::new() };
+        let standing = connected.subscriptions.iter().map(|subscription| subscription.channel().clone());
+        let mut channels: Vec<_> = standing.collect();
+        for busy in self.flight.iter().flat_map(|flight| flight.busy()) {
+            if !channels.contains(busy) {
+                channels.push(busy.clone());
             }
-            _ => Vec::new(),
         }
+        channels
     }
 
     fn subscription(&self, channel: &str) -> Option<&super::Subscription> {
@@ -123,13 +156,13 @@ impl Session {
 
     fn subscribe_by_server(&mut self, channel: &str, options: SubscribeOptions) {
         let Phase::Connected(connected) = &self.phase else { return };
-        let busy = self.flight.as_ref().is_some_and(|flight| flight.is_busy(channel));
-        if busy || connected.subscriptions.get(channel).is_some() {
+        if connected.subscriptions.get(channel).is_some() {
             return;
         }
         let settings = self.node.settings();
         let under_way = self.flight.as_ref().map_or(0, |flight| flight.subscribing);
-        if connected.subscriptions.len() + under_way >= settings.client.channel_limit {
+        let limit = settings.client.channel_limit;
+        if limit > 0 && connected.subscriptions.len() + under_way >= limit {
             return self.close(Disconnect::CHANNEL_LIMIT);
         }
         let plan = match server_plan(&settings, channel, options.clone(), None, settings.client.recovery_max_bytes) {

@@ -287,10 +287,22 @@ impl Client {
         let request = ConnectRequest { token: token.into(), data, ..ConnectRequest::default() };
         match client.call(Request::Connect(Box::new(request))).await {
             Ok(ReplyResult::Connect(result)) => {
-                let data: serde_json::Value = serde_json::from_slice(&result.data).unwrap();
-                let pass = data["plenum"]["resume"].as_str().unwrap().to_owned();
+                let pass = Self::pass(&result);
                 (client, *result, pass)
             }
+            other => panic!("not connected: {other:?}"),
+        }
+    }
+
+    fn pass(result: &ConnectResult) -> String {
+        let data: serde_json::Value = serde_json::from_slice(&result.data).unwrap();
+        data["plenum"]["resume"].as_str().unwrap().to_owned()
+    }
+
+    /// The pass in the reply to the connect `id`.
+    async fn connected(&mut self, id: u32) -> String {
+        match self.answer(id).await {
+            Ok(ReplyResult::Connect(result)) => Self::pass(&result),
             other => panic!("not connected: {other:?}"),
         }
     }

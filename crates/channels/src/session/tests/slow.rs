@@ -5,15 +5,18 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use futures_util::future::BoxFuture;
-use plenum_protocol::{ConnectRequest, Encoding, PushEvent, Request};
+use futures_util::future::{BoxFuture, join_all};
+use parking_lot::Mutex;
+use plenum_protocol::codes::Unsubscribed;
+use plenum_protocol::{ConnectRequest, Encoding, PushEvent, Request, SubscribeRequest};
 use tokio::time::Instant;
 
-use super::{Client, Cluster, node_with, settings};
+use super::resuming::{LOST, present, room, seen};
+use super::{Client, Cluster, node_with, open_namespace, settings};
 use crate::memory::MemoryLog;
 use crate::{
-    Announcement, Append, AppendError, Appended, ConnectionClaims, Live, Log, Page, Position, Read, ReadError,
-    SubscriptionClaims, Tail, TokenError, Tokens,
+    Announcement, Append, AppendError, Appended, CLOSED_BY_CLIENT, ConnectionClaims, Live, Log, NamespaceOptions, Page,
+    Position, Read, ReadError, SubscribeOptions, SubscriptionClaims, Tail, Target, TokenError, Tokens,
 };
 
 /// Longest time that a client of the released SDKs waits for a reply.
@@ -28,6 +31,16 @@ struct Slow {
     tail_ms: AtomicU64,
     /// Subscriptions asked for.
     subscribes: AtomicUsize,
+    /// What comes of them in the end.
+    fate: Mutex<Fate>,
+}
+
+/// What comes of a subscription in the log.
+#[derive(Clone, Copy, PartialEq)]
+enum Fate {
+    Made,
+    Refused,
+    Panic,
 }
 
 impl Slow {
@@ -37,6 +50,7 @@ impl Slow {
             subscribe_ms: AtomicU64::new(0),
             tail_ms: AtomicU64::new(0),
             subscribes: AtomicUsize::new(0),
+            fate: Mutex::new(Fate::Made),
         })
     }
 }
@@ -68,6 +82,11 @@ impl Log for Slow {
     async fn subscribe(&self, channel: &str, live: Arc<dyn Live>) -> Result<Position, ReadError> {
         self.subscribes.fetch_add(1, Ordering::Relaxed);
         takes(&self.subscribe_ms).await;
+        let fate = *self.fate.lock();
+        assert!(fate != Fate::Panic, "as the test has it");
+        if fate == Fate::Refused {
+            return Err(ReadError::Unavailable { reason: "away".into() });
+        }
         self.log.subscribe(channel, live).await
     }
 
@@ -151,7 +170,7 @@ async fn a_resumed_client_whose_subscribe_takes_too_long_stays_for_the_others() 
     let (mut client, connected, pass) = Client::connect_with(&node, "anna", "").await;
     client.subscribe("room:a", None).await.unwrap();
     while !matches!(watch.push().await.event, PushEvent::Join(info) if info.client == connected.client) {}
-    client.end(plenum_protocol::Disconnect::SLOW);
+    client.end(LOST);
     let (mut back, resumed, _) = Client::connect_with(&node, "anna", &pass).await;
     assert_eq!(resumed.client, connected.client);
     log.tail_ms.store(3_600_000, Ordering::Relaxed);
@@ -161,4 +180,201 @@ async fn a_resumed_client_whose_subscribe_takes_too_long_stays_for_the_others() 
     watch.idle(10).await;
     assert!(watch.inbox.is_empty(), "{:?}", watch.inbox);
     assert_eq!(node.presence("room:a").await.unwrap().len(), 2);
+}
+
+/// Who makes the subscription that an order is to end before it stands.
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Maker {
+    Connect,
+    Api,
+    Client,
+}
+
+/// The order finds nothing to end yet, and must not be forgotten for that; a resume does not bring back what it ended either.
+#[tokio::test(start_paused = true)]
+async fn what_the_api_ends_while_it_is_made_does_not_stand() {
+    for (maker, ended) in [
+        (Maker::Connect, "log:a"),
+        (Maker::Connect, ""),
+        (Maker::Api, "log:a"),
+        (Maker::Api, ""),
+        (Maker::Client, "log:a"),
+        (Maker::Client, ""),
+    ] {
+        let mut cluster = Cluster::new();
+        let log = Slow::new(cluster.broker.replica());
+        cluster.log = Some(log.clone());
+        let node = cluster.replica(settings());
+        let anna = || Target { user: "anna".into(), ..Target::default() };
+        let token = if maker == Maker::Connect { "anna;subs=log:a" } else { "anna" };
+        let mut client = Client::attach(&node, Encoding::Json);
+        let request = ConnectRequest { token: token.into(), ..ConnectRequest::default() };
+        let slow = || log.tail_ms.store(3_000, Ordering::Relaxed);
+        if maker == Maker::Connect {
+            slow();
+        }
+        let connect = client.send(Request::Connect(Box::new(request)));
+        client.idle(1).await;
+        let pass = if maker == Maker::Connect { String::new() } else { client.connected(connect).await };
+        slow();
+        let subscribe = SubscribeRequest { channel: "log:a".into(), ..SubscribeRequest::default() };
+        let subscribing = match maker {
+            Maker::Connect => None,
+            Maker::Api => node.subscribe(anna(), "log:a", SubscribeOptions::default()).await.map(|()| None).unwrap(),
+            Maker::Client => Some(client.send(Request::Subscribe(Box::new(subscribe)))),
+        };
+        client.idle(1).await;
+        assert!(client.inbox.is_empty(), "{maker:?}: {:?}", client.inbox);
+        node.unsubscribe(anna(), ended, Unsubscribed::SERVER).await.unwrap();
+        let pass = if maker == Maker::Connect { client.connected(connect).await } else { pass };
+        if let Some(subscribing) = subscribing {
+            client.answer(subscribing).await.unwrap();
+        }
+        if maker == Maker::Api {
+            assert!(matches!(client.push().await.event, PushEvent::Subscribe(_)));
+        }
+        let push = client.push().await;
+        assert_eq!(push.channel, "log:a", "{maker:?} {ended}");
+        assert!(matches!(push.event, PushEvent::Unsubscribe { code: 2000, .. }), "{maker:?} {ended}: {:?}", push.event);
+        client.idle(1).await;
+        client.end(LOST);
+        let (_back, again, _) = Client::connect_with(&node, "", &pass).await;
+        assert!(again.subs.is_empty(), "{maker:?} {ended}");
+        assert_eq!(node.metrics.resumes(plenum_telemetry::Resume::Accepted).get(), 1);
+    }
+}
+
+/// Orders for one channel are obeyed one after the other, each of them.
+#[tokio::test(start_paused = true)]
+async fn orders_that_wait_keep_their_order() {
+    let log = Slow::new(MemoryLog::single());
+    let node = node_with(settings(), log.clone());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    log.tail_ms.store(1_000, Ordering::Relaxed);
+    let anna = || Target { user: "anna".into(), ..Target::default() };
+    for _ in 0..2 {
+        node.subscribe(anna(), "log:a", SubscribeOptions::default()).await.unwrap();
+        node.unsubscribe(anna(), "log:a", Unsubscribed::SERVER).await.unwrap();
+    }
+    node.subscribe(anna(), "log:a", SubscribeOptions::default()).await.unwrap();
+    for round in 0..2 {
+        assert!(matches!(client.push().await.event, PushEvent::Subscribe(_)), "{round}");
+        assert!(matches!(client.push().await.event, PushEvent::Unsubscribe { .. }), "{round}");
+    }
+    assert!(matches!(client.push().await.event, PushEvent::Subscribe(_)));
+    super::api_publish(&node, "log:a", 1).await;
+    assert_eq!(super::text(&client.publication().await), "1");
+}
+
+/// The socket breaks again during the first subscribe after a resume: what the attempt had taken over is not lost with it.
+#[tokio::test(start_paused = true)]
+async fn who_is_lost_again_during_a_subscribe_leaves_once_or_not_at_all() {
+    for (elsewhere, again) in [(false, true), (true, true), (false, false), (true, false)] {
+        let mut cluster = Cluster::new();
+        let one = cluster.replica(settings());
+        let log = Slow::new(cluster.broker.replica());
+        cluster.log = Some(log.clone());
+        let other = cluster.replica(settings());
+        let (mut observer, client, id, pass) = room(&one, if elsewhere { &one } else { &other }).await;
+        client.end(LOST);
+        let (mut client, _, pass) = Client::connect_with(&other, "anna", &pass).await;
+        log.tail_ms.store(2_000, Ordering::Relaxed);
+        let subscribe = SubscribeRequest { channel: "room:a".into(), ..SubscribeRequest::default() };
+        client.send(Request::Subscribe(Box::new(subscribe)));
+        client.idle(1).await;
+        client.end(LOST);
+        let case = format!("elsewhere: {elsewhere}, again: {again}");
+        if again {
+            let (mut client, result, _) = Client::connect_with(&one, "anna", &pass).await;
+            assert_eq!(result.client, id);
+            client.subscribe("room:a", None).await.unwrap();
+            assert_eq!(seen(&mut observer).await, None, "{case}");
+            assert!(present(&one, &id).await && present(&other, &id).await);
+            client.end(CLOSED_BY_CLIENT);
+        }
+        assert_eq!(seen(&mut observer).await, Some(("leave", id.clone())), "{case}");
+        assert_eq!(seen(&mut observer).await, None, "{case}");
+        assert!(!present(&one, &id).await);
+    }
+}
+
+/// Of two server-side subscriptions of a resume one is refused, and with it the connect.
+#[tokio::test(start_paused = true)]
+async fn a_resume_that_fails_for_one_channel_leaves_the_other_once_or_not_at_all() {
+    for (slow, again) in [(false, true), (true, true), (false, false), (true, false)] {
+        let mut limited = settings();
+        let few = NamespaceOptions { subscriber_limit: 1, ..open_namespace("few", 10) };
+        limited.channel.namespaces.push(few);
+        let mut cluster = Cluster::new();
+        let one = cluster.replica(limited.clone());
+        let log = Slow::new(cluster.broker.replica());
+        cluster.log = Some(log.clone());
+        let other = cluster.replica(limited);
+        let mut observer = Client::connect(&one).await;
+        observer.subscribe("room:a", None).await.unwrap();
+        seen(&mut observer).await.expect("its own join");
+        let (client, connected, pass) = Client::connect_with(&other, "anna;subs=few:a,room:a", "").await;
+        assert_eq!(seen(&mut observer).await, Some(("join", connected.client.clone())));
+        client.end(LOST);
+        let mut rival = Client::connect(&one).await;
+        rival.subscribe("few:a", None).await.expect("the place is free");
+        log.tail_ms.store(if slow { 500 } else { 0 }, Ordering::Relaxed);
+        let data = serde_json::json!({ "plenum": { "resume": pass } }).to_string();
+        let request = ConnectRequest { data: data.into(), ..ConnectRequest::default() };
+        let mut client = Client::attach(&other, Encoding::Json);
+        assert_eq!(client.call(Request::Connect(Box::new(request))).await.unwrap_err().code, 106);
+        client.end(LOST);
+        let case = format!("slow: {slow}, again: {again}");
+        if again {
+            rival.end(CLOSED_BY_CLIENT);
+            tokio::time::sleep(Duration::from_millis(200)).await;
+            let (client, result, _) = Client::connect_with(&one, "", &pass).await;
+            assert_eq!(result.client, connected.client);
+            assert_eq!(seen(&mut observer).await, None, "{case}");
+            assert!(present(&one, &connected.client).await);
+            client.end(CLOSED_BY_CLIENT);
+        }
+        assert_eq!(seen(&mut observer).await, Some(("leave", connected.client.clone())), "{case}");
+        assert_eq!(seen(&mut observer).await, None, "{case}");
+    }
+}
+
+/// Callers give up and come again while the log is away; what goes on without them is one attempt a channel, not one a caller.
+#[tokio::test(start_paused = true)]
+async fn callers_that_come_again_and_again_pile_nothing_up() {
+    let log = Slow::new(MemoryLog::single());
+    let node = node_with(settings(), log.clone());
+    log.subscribe_ms.store(5_000, Ordering::Relaxed);
+    *log.fate.lock() = Fate::Refused;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let alive = || tokio::runtime::Handle::current().metrics().num_alive_tasks();
+    let before = alive();
+    for _ in 0..5 {
+        let patient = |_| tokio::time::timeout(Duration::from_secs(4), node.hub.acquire("log:a"));
+        let outcomes = join_all((0..100).map(patient)).await;
+        assert!(outcomes.iter().all(|outcome| !matches!(outcome, Ok(Ok(_)))));
+        assert!(alive() <= before + 1, "{} tasks more", alive() - before);
+    }
+    let asked = log.subscribes.load(Ordering::Relaxed);
+    assert_eq!(asked, 3, "one each 5 s");
+    tokio::time::sleep(Duration::from_secs(5)).await;
+    let mut left = Vec::new();
+    node.hub.for_each(|channel, _| left.push(channel.to_owned()));
+    assert!(left.is_empty() && alive() <= before, "{left:?}");
+    *log.fate.lock() = Fate::Made;
+    let outcomes = join_all((0..100).map(|_| node.hub.acquire("log:a"))).await;
+    assert!(outcomes.iter().all(Result::is_ok));
+    assert_eq!(log.subscribes.load(Ordering::Relaxed), asked + 1);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_log_that_panics_locks_no_channel() {
+    let log = Slow::new(MemoryLog::single());
+    let node = node_with(settings(), log.clone());
+    let mut client = Client::connect(&node).await;
+    *log.fate.lock() = Fate::Panic;
+    let error = client.subscribe("log:a", None).await.unwrap_err();
+    assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
+    *log.fate.lock() = Fate::Made;
+    client.subscribe("log:a", None).await.unwrap();
 }
