@@ -1,22 +1,21 @@
 //! Consumers of commands as the configuration has them.
 
 use std::sync::Arc;
-use std::time::Duration;
 
-use parking_lot::Mutex;
 use plenum_bus_nats::publish::DeadLettersConfig;
 use plenum_bus_nats::subscriber::OrderedConfig;
 use plenum_channels::Node;
 use plenum_worker::{ConsumerConfig, Consumers, ConsumersCollector, ConsumersParts, Mode, PublicationHeaders};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 use crate::config::{Config, Consumer};
 use crate::nats::Nats;
 
 /// Consumers that begin when the log is usable, and end before NATS is left.
 pub struct Consuming {
-    begins: JoinHandle<()>,
-    consumers: Arc<Mutex<Option<Arc<Consumers>>>>,
+    begins: JoinHandle<Arc<Consumers>>,
 }
 
 impl Consuming {
@@ -27,9 +26,8 @@ impl Consuming {
         if configs.is_empty() {
             return None;
         }
-        let consumers: Arc<Mutex<Option<Arc<Consumers>>>> = Arc::default();
         let dead_letters = dead_letters(config);
-        let (nats, node, begun) = (nats.clone(), node.clone(), consumers.clone());
+        let (nats, node) = (nats.clone(), node.clone());
         let begins = tokio::spawn(async move {
             nats.started().await;
             let (pool, workers) = (nats.pool().clone(), nats.workers().clone());
@@ -41,20 +39,33 @@ impl Consuming {
             if let Err(error) = registered {
                 tracing::error!(%error, "consumers have no metrics");
             }
-            *begun.lock() = Some(consumers);
+            consumers
         });
-        Some(Self { begins, consumers })
+        Some(Self { begins })
     }
 
-    /// Takes no more commands and finishes those that were taken, at most for `deadline`.
-    pub async fn drain(&self, deadline: Duration) {
-        self.begins.abort();
-        let consumers = self.consumers.lock().clone();
-        let Some(consumers) = consumers else { return };
-        if !consumers.drain(deadline).await {
-            tracing::warn!("commands at work were cut: they are delivered again");
+    /// Takes no more commands and finishes those that were taken, at most until `deadline`, which may change meanwhile.
+    pub async fn drain(self, mut deadline: watch::Receiver<Instant>) {
+        let Some(consumers) = begun(self.begins).await else { return };
+        loop {
+            let left = deadline.borrow_and_update().saturating_duration_since(Instant::now());
+            tokio::select! {
+                finished = consumers.drain(left) => {
+                    if !finished {
+                        tracing::warn!("commands at work were cut: they are delivered again");
+                    }
+                    return;
+                }
+                Ok(()) = deadline.changed() => {}
+            }
         }
     }
+}
+
+/// What a task has made or is making at this moment; `None` if it still waits.
+async fn begun<T>(begins: JoinHandle<T>) -> Option<T> {
+    begins.abort();
+    begins.await.ok()
 }
 
 /// Where commands go that fail; where the log reserves no storage, neither do they.
@@ -92,5 +103,30 @@ fn consumer(consumer: &Consumer) -> ConsumerConfig {
         },
         mode,
         max_message_bytes: source.max_message_size,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc;
+    use std::time::Duration;
+
+    use super::*;
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn what_begins_while_it_is_told_to_end_is_there_to_be_ended() {
+        let (begins, has_begun) = mpsc::channel();
+        let (go_on, goes_on) = mpsc::channel();
+        let task = tokio::spawn(async move {
+            begins.send(()).unwrap();
+            goes_on.recv_timeout(Duration::from_secs(60)).unwrap();
+            "consumers"
+        });
+        has_begun.recv_timeout(Duration::from_secs(60)).unwrap();
+        let begun = tokio::spawn(begun(task));
+        tokio::task::yield_now().await;
+        go_on.send(()).unwrap();
+        assert_eq!(begun.await.unwrap(), Some("consumers"));
+        assert_eq!(super::begun(tokio::spawn(std::future::pending::<()>())).await, None);
     }
 }

@@ -8,8 +8,9 @@ use plenum_bus_nats::log::SetupError;
 use plenum_channels::Node;
 use plenum_websocket::Websocket;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{self, Instant, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::compose::{App, Services};
@@ -99,9 +100,14 @@ pub async fn run(app: App, mut config: Config, role: Role, sources: &Sources) ->
     let (drain, mut timeout) = config.shutdown.times();
     if last == Told::Drain {
         running.drain_consumers(drain + timeout);
+        let node = running.node.clone();
+        let drained = async { tokio::join!(node.drain(drain), time::timeout(drain, running.commands_done())) };
         tokio::select! {
-            () = running.node.drain(drain) => {}
-            _ = signals.ending() => tracing::warn!("a second signal hurries the drain"),
+            _ = drained => {}
+            _ = signals.ending() => {
+                tracing::warn!("a second signal hurries the drain");
+                running.drain_consumers(timeout);
+            }
         }
     } else {
         timeout = config.shutdown.timeout;
@@ -122,6 +128,9 @@ async fn ended(refused: &mut Option<JoinHandle<SetupError>>) -> anyhow::Error {
     }
 }
 
+/// What requests on the internal port may take when commands ended last.
+const LAST_REQUESTS: Duration = Duration::from_secs(1);
+
 /// A server at work.
 struct Running {
     node: Arc<Node>,
@@ -132,9 +141,9 @@ struct Running {
     public: CancellationToken,
     internal: CancellationToken,
     servers: Vec<JoinHandle<()>>,
-    consuming: Option<Arc<Consuming>>,
-    /// Commands at work are being finished.
-    draining: Option<JoinHandle<()>>,
+    consuming: Option<Consuming>,
+    /// Commands at work are being finished, until then.
+    draining: Option<(JoinHandle<()>, watch::Sender<Instant>)>,
 }
 
 impl Running {
@@ -147,14 +156,25 @@ impl Running {
         }
         // Timers and leases; ends with the node.
         node.start();
-        let consuming = consuming.map(Arc::new);
         Self { node, websocket, services, nats, public, internal, servers, consuming, draining: None }
     }
 
-    /// Has consumers end, beside everything else that does.
-    fn drain_consumers(&mut self, deadline: Duration) {
+    /// Has consumers end within `time`, beside everything else that does; whoever asks again sets another time.
+    fn drain_consumers(&mut self, time: Duration) {
+        let deadline = Instant::now() + time;
         if let Some(consuming) = self.consuming.take() {
-            self.draining = Some(tokio::spawn(async move { consuming.drain(deadline).await }));
+            let (sender, receiver) = watch::channel(deadline);
+            self.draining = Some((tokio::spawn(consuming.drain(receiver)), sender));
+        } else if let Some((_, sender)) = &self.draining {
+            sender.send_replace(deadline);
+        }
+    }
+
+    /// Waits until consumers that were told to end have.
+    async fn commands_done(&mut self) {
+        if let Some((draining, _)) = &mut self.draining {
+            let _ = draining.await;
+            self.draining = None;
         }
     }
 
@@ -168,8 +188,10 @@ impl Running {
 
     /// Takes no new connections, closes those that are open so that their clients come back, and waits for the rest.
     async fn stop(mut self, grace: Duration) {
-        let deadline = Instant::now() + grace;
-        self.drain_consumers(grace);
+        let mut deadline = Instant::now() + grace;
+        if self.draining.is_none() {
+            self.drain_consumers(grace);
+        }
         self.node.stop_accepting();
         self.public.cancel();
         let left = self.node.shutdown(grace).await;
@@ -177,10 +199,10 @@ impl Running {
         if timeout_at(deadline, self.websocket.closed()).await.is_err() {
             tracing::warn!(sessions = left, sockets = self.websocket.open(), "the time is over: the rest is cut");
         }
-        if let Some(draining) = self.draining
-            && timeout_at(deadline, draining).await.is_err()
-        {
-            tracing::warn!("commands at work are cut: they are delivered again");
+        if self.draining.is_some() {
+            // They have a deadline of their own, at about the same time, and end before NATS is left.
+            self.commands_done().await;
+            deadline = deadline.max(Instant::now() + LAST_REQUESTS);
         }
         self.internal.cancel();
         for server in self.servers {
