@@ -373,9 +373,10 @@ class Chart(Rendered):
                 replicas = scaled["maxReplicas"] if scaled["enabled"] else values["websocket"]["replicas"]
                 clients = replicas * values["websocket"]["maxConnections"] / (nginx["replicas"] - 1)
                 limit = nginx["template"]["spec"]["containers"][0]["resources"]["limits"]["memory"]
-                # README.md, "Sizes of nginx": two connections for each client; memory of a client, and of the tables of a worker.
+                # README.md, "Sizes of nginx": two connections for each client; memory of a client, of the tables of a worker, and the kernel's.
                 self.assertLessEqual(2 * clients, workers * connections)
-                self.assertLess(clients * 16.5 * 1024 + workers * connections / 16384 * 9e6, int(limit.removesuffix("Gi")) * 2**30 * 0.9)
+                needed = clients * 22 * 1024 + workers * connections / 16384 * 9e6
+                self.assertLess(needed, int(limit[:-2]) * {"Mi": 2**20, "Gi": 2**30}[limit[-2:]] * 2 / 3)
 
     def test_the_domain_of_the_cluster_stands_nowhere_but_in_its_value(self):
         self.assertNotIn("cluster.local", rendering.text("helm3", None, "--set", "global.clusterDomain=k8s.example"))
