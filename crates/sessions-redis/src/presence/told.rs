@@ -24,13 +24,16 @@ const PAUSE: Duration = Duration::from_millis(50);
 /// Primaries remembered; all are forgotten beyond it.
 const MAX_NODES: usize = 1024;
 
+/// Where it is said of each node.
+type Places = HashMap<String, Option<Tag>>;
+
 /// What this replica knows of the others' announcements.
 #[derive(Default)]
 pub(super) struct Told {
     /// Who said it before: nobody waits for one who never does, as versions without it.
     tellers: HashSet<Incarnation>,
     nodes: HashMap<String, Known>,
-    places: Option<(Arc<Slots>, HashMap<String, Option<Tag>>)>,
+    places: Option<(Arc<Slots>, Places)>,
 }
 
 /// The last complete announcement on one primary.

@@ -337,7 +337,7 @@ mod tests {
         assert_eq!(found(&seen, &tag, Some(&version(4)), tick().await), Ok(()));
         seen.wrote((&tag, "s"), &version(5), Lasts { sent: tick().await, ttl: Duration::from_secs(100) });
         assert_eq!(seen.audit(&tag, None, tick().await), lost(5), "another loss");
-        assert_eq!(seen.in_slots(|slot| slot == tag.slot()), [tag.clone()]);
+        assert_eq!(seen.in_slots(|slot| slot == tag.slot()), std::slice::from_ref(&tag));
         assert_eq!(seen.in_slots(|slot| slot != tag.slot()), []);
         seen.found((&tag, "s"), None, tick().await, None).unwrap_err();
         let read = Lasts { sent: tick().await, ttl: Duration::from_secs(100) };
