@@ -42,7 +42,7 @@ impl Session {
         }
     }
 
-    /// An order waits for a connect or a command on its channel that is under way, else it would find nothing to change, and
+    /// An order waits for a connect, a subscribe or an unsubscribe that is under way, else it would find nothing to change, and
     /// what it was to end would stand a moment later.
     fn obey(&mut self, order: Arc<Order>) {
         if self.is_too_early(&order) {
@@ -73,12 +73,15 @@ impl Session {
         }
     }
 
+    /// Of a channel that is entered or left. One that stands is not waited for, whatever else is under way there.
     fn is_too_early(&self, order: &Order) -> bool {
-        let busy = |channel: &str| self.flight.as_ref().is_some_and(|flight| flight.is_busy(channel));
+        let moving = |channel: &str| {
+            self.flight.as_ref().is_some_and(|flight| flight.is_busy(channel)) && self.subscription(channel).is_none()
+        };
         match (&self.phase, order) {
             (Phase::Connecting, _) => true,
             (Phase::Connected(_), Order::Subscribe { channel, .. } | Order::Unsubscribe { channel, .. }) => {
-                busy(channel)
+                moving(channel)
             }
             _ => false,
         }
