@@ -96,6 +96,9 @@ pub(crate) const LIMITS_AWAY: &str = "the limit cannot be checked: Redis does no
 /// What a client reads that connects before a replica that has just started knows who is blocked.
 pub(crate) const BLOCKS_UNKNOWN: &str = "it is not known yet who is blocked: the log does not answer";
 
+/// What a client reads whose resume token cannot be judged for the moment.
+pub(crate) const RESUME_AWAY: &str = "the resume token cannot be checked: the log does not answer";
+
 /// What a client reads whose command took longer than it may.
 pub(crate) const SLOW: &str = "the server is too busy, or waits for one that is: try again";
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use parking_lot::Mutex;
 use plenum_telemetry::Resume as Outcome;
 use serde::Deserialize;
 use tokio::sync::Semaphore;
@@ -42,6 +43,8 @@ const MAX_PASS: usize = 16 * 1024;
 const SHORTEST_PAUSE: Duration = Duration::from_secs(1);
 /// And after some of them: the ledger may be away for long.
 const LONGEST_PAUSE: Duration = Duration::from_secs(10);
+/// A ledger that does not answer for longer than that is not expected back at once: elections take up to 9 s.
+const INTERRUPTION: Duration = Duration::from_secs(15);
 /// Changes of one replica's connections that wait for room in the ledger; further ones are lost, as their client ids are.
 const MAX_WAITING: usize = 1 << 16;
 /// Register of the key that replicas share when none is configured.
@@ -75,6 +78,8 @@ pub(crate) struct Resume {
     full: AtomicBool,
     /// For changes that wait until it is not.
     waiting: Semaphore,
+    /// Since when the ledger has not answered.
+    away_since: Mutex<Option<Instant>>,
 }
 
 impl Resume {
@@ -84,6 +89,7 @@ impl Resume {
             sealer: ArcSwapOption::empty(),
             full: AtomicBool::new(false),
             waiting: Semaphore::new(MAX_WAITING),
+            away_since: Mutex::new(None),
         };
         resume.configure(settings);
         resume
@@ -99,6 +105,7 @@ impl Resume {
     /// Looks at the ledger's room; answers how much of it is taken, in percent.
     pub(crate) async fn look_at_room(&self) -> Result<i64, LedgerError> {
         let share = self.ledger.fill().await?;
+        *self.away_since.lock() = None;
         let full = share >= LEDGER_FULL;
         if full && !self.full.swap(full, Ordering::Relaxed) {
             tracing::error!(share, "the ledger is nearly full: who comes back for the first time gets a new client id");
@@ -164,11 +171,27 @@ impl Resume {
         serde_json::to_vec(&object).ok().map(Bytes::from)
     }
 
+    /// Whether the ledger has been away no longer than an election or a reconnect takes: a pass that it cannot judge now it
+    /// may judge in a moment.
+    pub(crate) fn is_interrupted(&self) -> bool {
+        self.away_since.lock().is_some_and(|since| since.elapsed() < INTERRUPTION)
+    }
+
     /// Takes the pass if its time is now: exactly one of those who try at the same time succeeds.
     pub(crate) async fn take(&self, pass: &Pass, settings: &ResumeSettings) -> Result<Won, Outcome> {
+        let taken = self.try_take(pass, settings).await;
+        let mut away_since = self.away_since.lock();
+        match taken {
+            Err(Outcome::Unavailable) => _ = away_since.get_or_insert_with(Instant::now),
+            _ => *away_since = None,
+        }
+        taken
+    }
+
+    async fn try_take(&self, pass: &Pass, settings: &ResumeSettings) -> Result<Won, Outcome> {
         let key = register(pass.client);
         let unavailable = |error: LedgerError| {
-            tracing::warn!(%error, "a resume was not possible: the client connects anew");
+            tracing::warn!(%error, "a resume was not possible");
             Outcome::Unavailable
         };
         let mut seen: Option<Fence> = None;

@@ -18,15 +18,14 @@ use super::establish::{Established, Plan, Wants, establish};
 use super::flight::Done;
 use super::{Caller, Connected, Identity, Phase, Session, frame, time_to_live};
 use crate::access::Refusal;
-use crate::error::{BLOCKS_UNKNOWN, Failure, LIMITS_AWAY, SLOW};
+use crate::error::{BLOCKS_UNKNOWN, Failure, LIMITS_AWAY, RESUME_AWAY, SLOW};
 use crate::limits::{Counted, Limited, Refused};
 use crate::node::{unix_now, unix_now_ms};
 use crate::resume::{Nonce, Pass, Resumption, Won, token_mark};
 use crate::{Compiled, ConnectionClaims, Quota, SubscribeOptions, TokenError};
 
-/// A connect that takes longer fails for the moment: released clients wait 5 s for the reply, and one whose connect is still
-/// under way after `client.stale_close_delay` is closed for good.
-const PATIENCE: Duration = Duration::from_millis(4500);
+/// A connect that takes longer fails for the moment: released clients wait 5 s for the reply.
+pub(super) const PATIENCE: Duration = Duration::from_millis(4500);
 
 /// A connect that may go on: the session takes it up and opens the outbox with the reply.
 pub(super) struct Admitted {
@@ -309,6 +308,10 @@ impl Newcomer {
                 let (client, nonce) = (pass.client, won.fence.successor);
                 won.fence.changes.apply(&mut claims.subscriptions, unix_now());
                 Ok(Grant { claims, token, client, generation, nonce, won: Some(won) })
+            }
+            Err(Resumed::Unavailable) if self.node.resume.is_interrupted() => {
+                self.count(Resumed::Unavailable);
+                Err(Failure::temporary(RESUME_AWAY))
             }
             Err(outcome) => {
                 self.count(outcome);

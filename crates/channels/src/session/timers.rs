@@ -6,6 +6,7 @@ use std::sync::Arc;
 use plenum_protocol::codes::Unsubscribed;
 use plenum_protocol::{Disconnect, Reply};
 
+use super::connect::PATIENCE;
 use super::{Phase, Session, frame};
 use crate::Node;
 use crate::node::unix_now;
@@ -73,6 +74,10 @@ impl Session {
             return;
         }
         if !matches!(self.phase, Phase::Connected(_)) {
+            if now >= self.beat.due && matches!(self.phase, Phase::Connecting) {
+                // It has done its part; stale would end it for good, and what it waits for ends by then.
+                self.beat.due = self.node.wheel.after(PATIENCE).saturating_add(1);
+            }
             if now >= self.beat.due {
                 self.close(Disconnect::STALE);
             } else {

@@ -143,6 +143,18 @@ async fn a_connect_that_takes_too_long_fails_for_the_moment() {
     assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
 }
 
+/// A connect that came late is under way when the connection would be stale, from which no client comes back.
+#[tokio::test(start_paused = true)]
+async fn a_connect_that_came_late_is_not_stale() {
+    let node = node_with(settings(), MemoryLog::single());
+    node.replace_tokens(Arc::new(Silent));
+    let mut client = Client::attach(&node, Encoding::Json);
+    client.idle(8).await;
+    let request = ConnectRequest { token: "anna".into(), ..ConnectRequest::default() };
+    let error = client.call(Request::Connect(Box::new(request))).await.unwrap_err();
+    assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
+}
+
 /// Each attempt is given up before the log has answered, and yet the work is not begun anew each time.
 #[tokio::test(start_paused = true)]
 async fn a_channel_that_takes_longer_than_its_clients_wait_is_there_in_the_end() {

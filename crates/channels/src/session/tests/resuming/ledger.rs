@@ -1,25 +1,47 @@
 //! Resuming while the ledger is away, elects or is nearly full.
 
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use plenum_protocol::{ConnectRequest, Encoding, ErrorReply, Request};
 use plenum_telemetry::Resume;
 use tokio::time::sleep;
 
 use super::super::control::connect;
 use super::super::ledger::FarLedger;
 use super::{Client, Cluster, LOST, confirm, outcomes, settings};
+use crate::Node;
 
+async fn refused(node: &Arc<Node>, pass: &str) -> ErrorReply {
+    let data = serde_json::json!({ "plenum": { "resume": pass } }).to_string().into();
+    let request = ConnectRequest { token: "anna".into(), data, ..ConnectRequest::default() };
+    Client::attach(node, Encoding::Json).call(Request::Connect(Box::new(request))).await.unwrap_err()
+}
+
+/// For the time of an election a client is asked to come again; afterwards it connects as if it had no pass.
 #[tokio::test(start_paused = true)]
-async fn without_the_ledger_a_client_connects_as_if_it_had_no_pass() {
+async fn who_resumes_while_the_ledger_is_away_waits_for_an_election_and_no_longer() {
     let ledger = FarLedger::new();
     let mut cluster = Cluster::on(ledger.clone());
     let node = cluster.replica(settings());
     let (_, first, pass) = Client::connect_with(&node, "anna", "").await;
     ledger.set_away(true);
+    for _ in 0..4 {
+        let error = refused(&node, &pass).await;
+        assert_eq!((error.code, error.temporary), (100, true), "{error:?}");
+        assert!(error.message.contains("resume token"), "{error:?}");
+        sleep(Duration::from_secs(3)).await;
+    }
+    assert_eq!(outcomes(&node, Resume::Unavailable), 4);
+    ledger.set_away(false);
+    let (_, again, pass) = Client::connect_with(&node, "anna", &pass).await;
+    assert_eq!(again.client, first.client);
+    ledger.set_away(true);
+    refused(&node, &pass).await;
+    sleep(Duration::from_secs(16)).await;
     let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
     assert_ne!(result.client, first.client);
-    assert_eq!(outcomes(&node, Resume::Unavailable), 1);
     ledger.set_away(false);
     let (_client, result, _) = Client::connect_with(&node, "anna", &pass).await;
     assert_eq!(result.client, first.client, "the pass was not used up");
