@@ -67,11 +67,23 @@ impl Copies for RedisCopies {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Instant;
+
     use plenum_channels::conformance::{Fixture, copies_suite};
 
     use super::*;
     use crate::client::{RedisConfig, RedisMetrics};
     use crate::testing::{RedisCluster, RedisServer};
+
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Until there are connections to all primaries, as in a process that runs.
+    async fn keep(copies: &RedisCopies, copy: Bytes, ttl: Duration) {
+        let started = Instant::now();
+        while !copies.keep(copy.clone(), ttl).await {
+            assert!(started.elapsed() < PATIENCE, "{} bytes are not kept", copy.len());
+        }
+    }
 
     fn open(config: RedisConfig) -> Arc<Redis> {
         Redis::open(config, RedisMetrics::new().unwrap()).unwrap()
@@ -87,8 +99,7 @@ mod tests {
                 let redis = open(RedisConfig { prefix: format!("p{n}"), ..config.clone() });
                 let all: Vec<_> = (0..replicas).map(|_| RedisCopies::new(&redis)).collect();
                 for one in &all {
-                    // Until there are connections to all primaries, as in a process that runs.
-                    while !one.keep(vec![0; MAX_COPY_BYTES].into(), Duration::from_millis(1)).await {}
+                    keep(one, vec![0; MAX_COPY_BYTES].into(), Duration::from_millis(1)).await;
                 }
                 let all = all.into_iter().map(|one| one as Arc<dyn Copies>).collect();
                 Fixture { guard: Box::new(redis), ..Fixture::with_tokio_time(all) }
@@ -105,12 +116,12 @@ mod tests {
         let server = RedisServer::start().await.unwrap();
         let copies = RedisCopies::new(&open(server.config()));
         let copy = Bytes::from(vec![7; 3 * PART]);
-        while !copies.keep(copy.clone(), Duration::from_secs(60)).await {}
+        keep(&copies, copy.clone(), Duration::from_secs(60)).await;
         assert_eq!(copies.copy(3 * PART).await, Some(copy.clone()));
         copies.client.call(Call::command("GETDEL", &copies.key(1), [])).await.unwrap();
         assert_eq!(copies.copy(3 * PART).await, None);
         // A longer one that was there before does not show through.
-        while !copies.keep(copy.slice(..10), Duration::from_secs(60)).await {}
+        keep(&copies, copy.slice(..10), Duration::from_secs(60)).await;
         assert_eq!(copies.copy(3 * PART).await, None);
         drop(server);
         assert!(!copies.keep(copy, Duration::from_secs(60)).await);
