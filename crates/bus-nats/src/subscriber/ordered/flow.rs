@@ -70,8 +70,11 @@ impl<P: ProcessInOrder> Flow<P> {
     async fn attempts(&self, part: &Part<P::Job>, job: &P::Job) -> Ended {
         let mut failed = 0;
         loop {
-            if self.running.discarding.is_cancelled() {
+            if self.running.discarding.is_cancelled() || !self.unsettled.keeps(&part.entry) {
                 return Ended::Abandoned;
+            }
+            if self.unsettled.was_settled(&part.entry) {
+                return Ended::Done;
             }
             let contact = self.contact();
             let reason = match self.attempt(part, job).await {
@@ -108,7 +111,7 @@ impl<P: ProcessInOrder> Flow<P> {
     }
 
     /// Which contact this is, counted from the first.
-    fn contact(&self) -> Option<u64> {
+    pub(super) fn contact(&self) -> Option<u64> {
         let connected = self.client.connection_state() == State::Connected;
         connected.then(|| self.client.statistics().connects.load(Ordering::Relaxed))
     }
@@ -119,6 +122,8 @@ impl<P: ProcessInOrder> Flow<P> {
         let answer = if reasons.is_empty() {
             self.running.note_processed(entry.arrived);
             AckKind::Ack
+        } else if !self.unsettled.keeps(entry) {
+            return;
         } else {
             let farewell = AssertUnwindSafe(self.processor.exhausted(&entry.message, &reasons)).catch_unwind();
             if !farewell.await.unwrap_or(false) {
@@ -129,6 +134,6 @@ impl<P: ProcessInOrder> Flow<P> {
         };
         // A lost answer is one more delivery after `ack_wait`.
         let _ = self.client.publish(entry.ack(), Bytes::from(answer)).await;
-        self.unsettled.remove(entry);
+        self.unsettled.settled(entry);
     }
 }

@@ -5,13 +5,14 @@
 //! again before anything new, because its pin outlives the wait for its acknowledgements.
 
 mod flow;
+mod settled;
 mod unsettled;
 
 #[cfg(test)]
 mod tests;
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use async_nats::jetstream::consumer::pull::{self, MessagesErrorKind};
 use async_nats::jetstream::consumer::{AckPolicy, DeliverPolicy, PriorityPolicy};
@@ -19,6 +20,7 @@ use async_nats::jetstream::{self};
 use async_trait::async_trait;
 use bytes::Bytes;
 use futures_util::{FutureExt, StreamExt};
+use tokio::sync::watch;
 
 use super::durable::{Opening, delivery};
 use super::run::Running;
@@ -27,7 +29,7 @@ use crate::parcel::Parcel;
 use crate::pool::Pool;
 use crate::workers::{Reason, Rejected, Work, Workers};
 use flow::Flow;
-use unsettled::{Entry, Part, Unsettled};
+use unsettled::{Entry, Known, Part, Unsettled};
 
 /// The consumer's only priority group.
 const GROUP: &str = "one";
@@ -40,6 +42,8 @@ const EXPIRES: Duration = Duration::from_secs(5);
 const HEARTBEAT: Duration = Duration::from_secs(2);
 /// Heartbeats missed in a row after which the consumer is opened anew.
 const MISSES: u32 = 5;
+/// One missed after this much longer than the one before is the first of another row: those that come show nowhere.
+const ROW: Duration = HEARTBEAT.saturating_mul(4);
 /// Messages of one request.
 const BATCH: usize = 256;
 /// What was left behind is complete when nothing came for this long.
@@ -156,7 +160,7 @@ impl Subscription {
         let config = config.within_bounds();
         let running = Running::new(&config.durable, 1, config.max_unsettled, MAX_BYTES);
         let client = pool.subscribing(crate::publish::key_of(&config.durable));
-        let unsettled = Arc::new(Unsettled::new(running.clone()));
+        let unsettled = Arc::new(Unsettled::new(running.clone(), config.ack_wait));
         let flow = Flow::new(running.clone(), unsettled.clone(), processor, client.clone(), &config);
         let reader = Reader {
             context: jetstream::new(client),
@@ -171,6 +175,27 @@ impl Subscription {
         running.spawn(look(reader.clone()));
         running.spawn(read(reader));
         Subscription { running }
+    }
+}
+
+/// Why a consumer is opened anew that is in order.
+const LOST: &str = "its messages were not kept in time and belong to whoever has them next";
+
+/// Heartbeats that were missed in a row.
+#[derive(Default)]
+struct Misses {
+    count: u32,
+    last: Option<Instant>,
+}
+
+impl Misses {
+    /// One more; false if it is one too many.
+    fn bear(&mut self, now: Instant) -> bool {
+        if self.last.is_none_or(|last| now.saturating_duration_since(last) > ROW) {
+            self.count = 0;
+        }
+        (self.count, self.last) = (self.count + 1, Some(now));
+        self.count <= MISSES
     }
 }
 
@@ -226,11 +251,18 @@ async fn keep<P: ProcessInOrder>(reader: Reader<P>) {
             () = reader.over() => return,
             _ = clock.tick() => {}
         }
+        if reader.unsettled.lose_overdue() {
+            continue;
+        }
+        let (at, contact) = (Instant::now(), reader.flow.contact());
         for ack in reader.unsettled.acks() {
             let progress = Bytes::from(jetstream::AckKind::Progress);
             if reader.flow.client.publish(ack, progress).await.is_err() {
                 return;
             }
+        }
+        if contact.is_some() && contact == reader.flow.contact() {
+            reader.unsettled.kept(at);
         }
     }
 }
@@ -244,6 +276,7 @@ async fn look<P: ProcessInOrder>(reader: Reader<P>) {
         }
         if let Some(info) = reader.info().await {
             reader.running.set_remaining(info.num_pending);
+            reader.unsettled.confirm(info.created.unix_timestamp_nanos(), info.ack_floor.stream_sequence);
         }
     }
 }
@@ -270,50 +303,51 @@ impl<P: ProcessInOrder> Reader<P> {
             let consumer = self.context.create_consumer_on_stream(self.config.consumer(), self.config.stream.as_str());
             let stream = consumer.await?;
             let batch = self.config.max_unsettled.min(BATCH);
+            let losses = self.unsettled.begin(stream.cached_info().created.unix_timestamp_nanos());
             let messages = stream.stream().group(GROUP).max_messages_per_batch(batch).expires(EXPIRES);
-            Ok::<_, async_nats::Error>(messages.heartbeat(HEARTBEAT).messages().await?)
+            Ok::<_, async_nats::Error>((messages.heartbeat(HEARTBEAT).messages().await?, losses))
         };
-        let mut messages = tokio::select! {
+        let (mut messages, mut losses) = tokio::select! {
             biased;
             () = ending.cancelled() => return Ok(()),
-            messages = open => messages?,
+            opened = open => opened?,
         };
-        let mut misses = 0;
+        let mut misses = Misses::default();
         let mut inherited = Some(Vec::new());
         loop {
             let next = tokio::select! {
                 biased;
                 () = ending.cancelled() => break,
+                _ = losses.changed() => return Err(LOST.into()),
                 next = messages.next() => next,
                 () = tokio::time::sleep(INHERITANCE), if inherited.as_ref().is_some_and(|some| !some.is_empty()) => {
-                    self.take_inherited(&mut inherited).await?;
+                    self.take_inherited(&mut inherited, &losses).await?;
                     continue;
                 }
             };
             match next {
                 None => return Err("the stream of messages ended".into()),
                 // Opening anew would give the pin away, and stand by for the rest of its time.
-                Some(Err(error)) if error.kind() == MessagesErrorKind::MissingHeartbeat && misses < MISSES => {
-                    misses += 1
-                }
+                Some(Err(error))
+                    if error.kind() == MessagesErrorKind::MissingHeartbeat && misses.bear(Instant::now()) => {}
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok(message)) => {
-                    misses = 0;
+                    misses = Misses::default();
                     match &mut inherited {
                         Some(waiting) if delivery(&message)?.attempt > 1 => waiting.push(message),
                         _ => {
-                            self.take_inherited(&mut inherited).await?;
-                            self.take(message).await?;
+                            self.take_inherited(&mut inherited, &losses).await?;
+                            self.take(message, &losses).await?;
                         }
                     }
                 }
             }
         }
-        if self.running.draining.is_cancelled() {
-            // What the client has already is ours.
+        // What the client has already is ours, but not before what was left behind and is dropped here.
+        if self.running.draining.is_cancelled() && inherited.is_none() {
             for _ in 0..BATCH {
                 let Some(Some(Ok(message))) = messages.next().now_or_never() else { break };
-                self.take(message).await?;
+                self.take(message, &losses).await?;
             }
         }
         Ok(())
@@ -321,20 +355,24 @@ impl<P: ProcessInOrder> Reader<P> {
 
     /// Takes what a process before this one left behind, in the order of the stream. It all comes first, but if that process
     /// was killed while it prolonged its messages, those that it had not reached come before the others.
-    async fn take_inherited(&self, inherited: &mut Option<Vec<jetstream::Message>>) -> Result<(), async_nats::Error> {
+    async fn take_inherited(
+        &self,
+        inherited: &mut Option<Vec<jetstream::Message>>,
+        losses: &watch::Receiver<u64>,
+    ) -> Result<(), async_nats::Error> {
         let mut messages = Vec::new();
         for message in inherited.take().into_iter().flatten() {
             messages.push((delivery(&message)?.sequence, message));
         }
         messages.sort_by_key(|(sequence, _)| *sequence);
         for (_, message) in messages {
-            self.take(message).await?;
+            self.take(message, losses).await?;
         }
         Ok(())
     }
 
     /// Reads a message and gives its parts to the workers of their keys; waits while there is no room.
-    async fn take(&self, message: jetstream::Message) -> Result<(), async_nats::Error> {
+    async fn take(&self, message: jetstream::Message, losses: &watch::Receiver<u64>) -> Result<(), async_nats::Error> {
         let delivery = delivery(&message)?;
         let message = message.message;
         if let Some(pin) = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id")) {
@@ -343,8 +381,13 @@ impl<P: ProcessInOrder> Reader<P> {
         self.running.note_delivery(delivery.attempt);
         self.running.set_remaining(delivery.remaining);
         let Some(ack) = message.reply.clone() else { return Ok(()) };
-        if self.unsettled.has(delivery.sequence, &ack) {
-            return Ok(());
+        match self.unsettled.known(&delivery, &ack) {
+            Known::New => {}
+            Known::Held => return Ok(()),
+            Known::Settled => {
+                let _ = self.flow.client.publish(ack, Bytes::from(jetstream::AckKind::Ack)).await;
+                return Ok(());
+            }
         }
         if !self.unsettled.room().await {
             return Ok(());
@@ -366,7 +409,8 @@ impl<P: ProcessInOrder> Reader<P> {
         if keys.is_empty() {
             keys.push(delivery.sequence);
         }
-        let entry = self.unsettled.add(Entry::new(message, job, ack, keys.len(), bytes));
+        let entry = Entry::new(message, job, ack, keys.len(), bytes);
+        let entry = self.unsettled.add(entry, losses).ok_or(LOST)?;
         for (index, key) in keys.into_iter().enumerate() {
             self.submit(key, Part::new(&self.unsettled, &entry, index)).await;
         }

@@ -3,15 +3,16 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use async_nats::Subject;
 use parking_lot::Mutex;
-use tokio::sync::Notify;
+use tokio::sync::{Notify, watch};
 
 use super::super::run::Running;
-use super::super::{ProcessError, Received};
+use super::super::{Delivery, ProcessError, Received};
 use super::MAX_BYTES;
+use super::settled::Settled;
 
 /// Reasons that are kept of one message.
 const MAX_REASONS: usize = 8;
@@ -61,6 +62,20 @@ impl<J> Entry<J> {
     fn sequence(&self) -> u64 {
         self.message.delivery.map_or(0, |delivery| delivery.sequence)
     }
+
+    fn stored_ns(&self) -> u64 {
+        self.message.delivery.map_or(0, |delivery| delivery.stored_ns)
+    }
+}
+
+/// What is known of a message that was delivered.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Known {
+    New,
+    /// It is here already, and will be acknowledged by this delivery.
+    Held,
+    /// It was settled; JetStream has not heard of that, or not in time.
+    Settled,
 }
 
 /// How a part ended.
@@ -120,9 +135,12 @@ impl<J> Drop for Part<J> {
 /// All of a subscription.
 pub(super) struct Unsettled<J> {
     running: Arc<Running>,
+    ack_wait: Duration,
     held: Mutex<Held<J>>,
     /// One message less.
     fewer: Notify,
+    /// How often everything was lost.
+    losses: watch::Sender<u64>,
 }
 
 struct Held<J> {
@@ -130,12 +148,70 @@ struct Held<J> {
     entries: BTreeMap<u64, Arc<Entry<J>>>,
     bytes: usize,
     pin: Option<String>,
+    settled: Settled,
+    /// When JetStream was last told that all of them are wanted.
+    kept: Instant,
 }
 
 impl<J> Unsettled<J> {
-    pub(super) fn new(running: Arc<Running>) -> Self {
-        let held = Held { entries: BTreeMap::new(), bytes: 0, pin: None };
-        Unsettled { running, held: Mutex::new(held), fewer: Notify::new() }
+    pub(super) fn new(running: Arc<Running>, ack_wait: Duration) -> Self {
+        let (entries, settled) = (BTreeMap::new(), Settled::default());
+        let held = Held { entries, bytes: 0, pin: None, settled, kept: Instant::now() };
+        let (fewer, losses) = (Notify::new(), watch::Sender::new(0));
+        Unsettled { running, ack_wait, held: Mutex::new(held), fewer, losses }
+    }
+
+    /// Messages come from the consumer that was made at this time, from now on. Yields what tells that all were lost.
+    pub(super) fn begin(&self, consumer: i128) -> watch::Receiver<u64> {
+        let mut held = self.held.lock();
+        held.settled.come_from(consumer);
+        if held.entries.is_empty() {
+            held.kept = Instant::now();
+        }
+        self.losses.subscribe()
+    }
+
+    /// The consumer has acknowledgements of everything up to this sequence.
+    pub(super) fn confirm(&self, consumer: i128, floor: u64) {
+        self.held.lock().settled.confirm(consumer, floor);
+    }
+
+    /// JetStream was told at this time that everything is wanted.
+    pub(super) fn kept(&self, at: Instant) {
+        self.held.lock().kept = at;
+    }
+
+    /// Lets go of everything if JetStream was not told in time that it is wanted: this process stood still, or was cut off.
+    /// Another one may be at work on it by now, and whatever comes here again comes in order.
+    pub(super) fn lose_overdue(&self) -> bool {
+        self.lose_if_overdue(&mut self.held.lock())
+    }
+
+    fn lose_if_overdue(&self, held: &mut Held<J>) -> bool {
+        if held.kept.elapsed() < self.ack_wait {
+            return false;
+        }
+        held.kept = Instant::now();
+        for _ in std::mem::take(&mut held.entries) {
+            self.running.note_abandoned();
+        }
+        held.bytes = 0;
+        self.running.set_held(0, 0);
+        self.losses.send_modify(|losses| *losses += 1);
+        self.fewer.notify_waiters();
+        true
+    }
+
+    /// Whether it is still ours.
+    pub(super) fn keeps(&self, entry: &Arc<Entry<J>>) -> bool {
+        let mut held = self.held.lock();
+        !self.lose_if_overdue(&mut held)
+            && held.entries.get(&entry.sequence()).is_some_and(|one| Arc::ptr_eq(one, entry))
+    }
+
+    /// Whether it was settled by way of an earlier delivery.
+    pub(super) fn was_settled(&self, entry: &Entry<J>) -> bool {
+        self.held.lock().settled.holds(entry.sequence(), entry.stored_ns())
     }
 
     /// The pin that messages come with now.
@@ -150,40 +226,57 @@ impl<J> Unsettled<J> {
         self.held.lock().pin.clone()
     }
 
-    /// Whether this message is here already; it is then acknowledged by its newest delivery.
-    pub(super) fn has(&self, sequence: u64, ack: &Subject) -> bool {
+    /// What is known of a message; one that is here is acknowledged by its newest delivery.
+    pub(super) fn known(&self, delivery: &Delivery, ack: &Subject) -> Known {
         let held = self.held.lock();
-        let entry = held.entries.get(&sequence);
-        if let Some(entry) = entry {
+        if let Some(entry) = held.entries.get(&delivery.sequence) {
             *entry.ack.lock() = ack.clone();
+            Known::Held
+        } else if held.settled.holds(delivery.sequence, delivery.stored_ns) {
+            Known::Settled
+        } else {
+            Known::New
         }
-        entry.is_some()
     }
 
-    pub(super) fn add(&self, entry: Entry<J>) -> Arc<Entry<J>> {
+    /// Takes a message in, unless everything was lost since its delivery.
+    pub(super) fn add(&self, entry: Entry<J>, losses: &watch::Receiver<u64>) -> Option<Arc<Entry<J>>> {
         let entry = Arc::new(entry);
         let mut held = self.held.lock();
+        if self.lose_if_overdue(&mut held) || losses.has_changed().unwrap_or(true) {
+            return None;
+        }
         held.bytes += entry.bytes;
         held.entries.insert(entry.sequence(), entry.clone());
         self.running.set_held(held.entries.len(), held.bytes);
-        entry
+        Some(entry)
     }
 
-    /// It is not ours any more.
-    pub(super) fn remove(&self, entry: &Entry<J>) {
+    /// It has its outcome.
+    pub(super) fn settled(&self, entry: &Arc<Entry<J>>) {
+        self.held.lock().settled.add(entry.sequence(), entry.stored_ns());
+        self.remove(entry);
+    }
+
+    /// Leaves it to be delivered again when its time is over.
+    pub(super) fn abandon(&self, entry: &Arc<Entry<J>>) {
+        if self.remove(entry) {
+            self.running.note_abandoned();
+        }
+    }
+
+    /// It is not ours any more. False if it was not before.
+    fn remove(&self, entry: &Arc<Entry<J>>) -> bool {
         let mut held = self.held.lock();
-        if held.entries.remove(&entry.sequence()).is_some() {
+        let ours = held.entries.get(&entry.sequence()).is_some_and(|one| Arc::ptr_eq(one, entry));
+        if ours {
+            held.entries.remove(&entry.sequence());
             held.bytes -= entry.bytes;
         }
         self.running.set_held(held.entries.len(), held.bytes);
         drop(held);
         self.fewer.notify_waiters();
-    }
-
-    /// Leaves it to be delivered again when its time is over.
-    pub(super) fn abandon(&self, entry: &Entry<J>) {
-        self.running.note_abandoned();
-        self.remove(entry);
+        ours
     }
 
     /// Where everything that is here is acknowledged, in the order of the stream: what is prolonged earlier comes again
