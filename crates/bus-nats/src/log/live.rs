@@ -211,14 +211,14 @@ impl Channel {
     /// These live messages found no room: what they held is read from the stream.
     pub fn missed(self: &Arc<Self>, messages: &[Message]) {
         self.delivery.counts.missed.fetch_add(1, Ordering::Relaxed);
-        if let Some(last) = messages.iter().rev().find_map(|message| Stored::parse(message.clone()))
-            && last.stream == self.shard.current().stream
-        {
-            self.shard.see(&last.stream, last.seq);
-            let channel = self.clone();
-            // Beside the reader: a subscriber may take its time with what this leads to.
-            self.delivery.read(async move { channel.require(last.seq) });
+        let Some(last) = messages.iter().rev().find_map(|message| Stored::parse(message.clone())) else { return };
+        if last.stream != self.shard.current().stream {
+            return self.shard.suspect.notify_one();
         }
+        self.shard.see(&last.stream, last.seq);
+        let channel = self.clone();
+        // Beside the reader: a subscriber may take its time with what this leads to.
+        self.delivery.read(async move { channel.require(last.seq) });
     }
 
     fn put(&self, input: Input) {
@@ -263,6 +263,8 @@ impl Channel {
             Input::Reincarnated => {
                 if state.current.take().is_some() {
                     state.chain = Chain::joining();
+                    // What a panic left undelivered is behind what subscribers are told now.
+                    state.out.clear();
                     self.tracked.required.store(0, Ordering::SeqCst);
                     self.start_join(state.subscription.is_none());
                 }

@@ -33,8 +33,8 @@ pub struct DeliveryStats {
     pub gaps: u64,
     /// Times that a subscriber was told that something is gone for good.
     pub lost: u64,
-    /// Times that live messages found no room in the queue of their keyed worker for as long as they may wait, or were
-    /// lost in it; what they held is read from the stream.
+    /// Times that live messages found no room in the queue of their keyed worker for as long as they may wait, which is
+    /// read from the stream, or were lost in it, of which subscribers are told.
     pub missed: u64,
 }
 
