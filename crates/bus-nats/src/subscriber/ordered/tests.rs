@@ -6,6 +6,7 @@ use async_nats::jetstream::Context;
 use parking_lot::Mutex;
 
 use super::super::SubscriptionStats;
+use super::config::PIN;
 use super::*;
 use crate::pool::{Credentials, PoolConfig};
 use crate::publish::key_of;
@@ -81,7 +82,7 @@ struct Bench {
     workers: Arc<Workers>,
     notes: Arc<Notes>,
     config: OrderedConfig,
-    _server: NatsServer,
+    server: NatsServer,
 }
 
 impl Bench {
@@ -107,7 +108,7 @@ impl Bench {
             ..OrderedConfig::new("WORK", "worker")
         };
         let workers = Workers::start(WorkersConfig { workers: 16, queue: 64, ..WorkersConfig::default() });
-        Bench { pool, context, workers, notes: Arc::default(), config, _server: server }
+        Bench { pool, context, workers, notes: Arc::default(), config, server }
     }
 
     fn subscribe(&self) -> Subscription {
@@ -296,7 +297,7 @@ async fn a_process_that_stood_still_goes_on_with_nothing_that_another_took_over(
     still.hold.store(true, Ordering::Relaxed);
     let (stands, stood) = std::sync::mpsc::channel();
     let (wake, wakes) = std::sync::mpsc::channel();
-    let (url, config, held) = (bench._server.url(), bench.config.clone(), still.clone());
+    let (url, config, held) = (bench.server.url(), bench.config.clone(), still.clone());
     let process = std::thread::spawn(move || {
         tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async move {
             let pool = Pool::connect(PoolConfig::new([url])).await.unwrap();
