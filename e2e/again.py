@@ -36,9 +36,16 @@ def candidates(line, status, output, without=()):
     most = MOST_OF_RUST if line is RUST_LINE else MOST
     if not 0 < failed <= most or status != (RUST_STATUS if line is RUST_LINE else SUITE_STATUS):
         return []
-    cases = rust_failures(output) if line is RUST_LINE else [a or b for a, b in FAILED_CASE.findall(output)]
+    cases = rust_failures(output) if line is RUST_LINE else names(line, output)
     # Names that do not account for every failure: something else happened.
     return cases if len(cases) == failed and not set(cases) & set(without) else []
+
+
+def names(line, output):
+    """The failed cases by name, as far as the output names them."""
+    if line is RUST_LINE:
+        return [name.strip() for section in RUST_FAILURES.findall(output) for name in section.splitlines()]
+    return [a or b for a, b in FAILED_CASE.findall(output)]
 
 
 def rust_failures(output):

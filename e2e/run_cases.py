@@ -176,7 +176,10 @@ class Whole(unittest.TestCase):
             module.SUITES = {"rust": module.Suite([], command, 1, RUST_LINE, served=False)}
             status, lines = self.run_of(module)
         self.assertEqual((status, lines[-1]), (1, "total: 2 passed, 1 failed, 0 skipped"), "\n".join(lines))
-        self.assertRegex(lines[-2], r"^unstable: rust: inner-\w+ tests::once passed at its second run$")
+        self.assertRegex(lines[-3], r"^unstable: rust: inner-\w+ tests::once passed at its second run$")
+        self.assertEqual(lines[-2], "FAILED rust: tests::broken")
+        self.assertTrue([line for line in lines if "tests::broken ... FAILED" in line])
+        self.assertFalse([line for line in lines if line.startswith("test tests::steady")])
 
     def test_without_a_failure_nothing_runs_twice(self):
         status, lines = self.outcome("")
@@ -192,12 +195,14 @@ class Whole(unittest.TestCase):
         status, lines = self.outcome("broken other-once", "third-once")
         self.assertEqual((status, lines[-1]), (1, "total: 4 passed, 1 failed, 0 skipped"))
         self.assertEqual([line.split()[2] for line in lines if line.startswith("unstable")], ["other-once", "third-once"])
+        self.assertEqual(lines[-2], "FAILED fake-0: broken")
 
     def test_too_many_failures_and_a_suite_that_died_fail_at_once(self):
         for words, status in [("a-once b-once c-once d-once", "1 if failed else 0"), ("a-once", "70"), ("", "9")]:
             with self.subTest(words=words, status=status):
                 code, lines = self.outcome(words, status=status)
                 self.assertEqual(code, 1)
+                self.assertTrue(lines[-2].startswith("FAILED fake-0: "), lines[-2])
                 self.assertFalse([line for line in lines if "second run" in line])
 
     def test_a_suite_without_a_filter_runs_again_as_a_whole(self):

@@ -16,7 +16,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout, timeout_at};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, sleep, timeout, timeout_at};
 use tokio_util::sync::CancellationToken;
 
 use crate::{Router, Tls};
@@ -214,7 +214,8 @@ fn is_peer(error: &io::Error) -> bool {
 
 async fn watch_certificate(tls: Option<Arc<Tls>>) {
     let Some(tls) = tls else { return std::future::pending().await };
-    let mut ticks = interval(TLS_WATCH);
+    // It was read just now.
+    let mut ticks = interval_at(Instant::now() + TLS_WATCH, TLS_WATCH);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;

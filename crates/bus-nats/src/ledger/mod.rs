@@ -20,14 +20,12 @@ use plenum_telemetry::Finding;
 use serde_json::{Value, json};
 use tokio::time::{Instant, sleep};
 
-use self::requests::{Found, Get, RequestError, Written};
+use self::requests::{Found, Get, PAUSE, RequestError, Written};
 use crate::channel_token;
 use crate::log::Links;
 
 /// How long a read is tried; with the last attempt a call ends within 3 s.
 const PATIENCE: Duration = Duration::from_millis(2_200);
-/// Between two attempts at a server that lags.
-const PAUSE: Duration = Duration::from_millis(25);
 /// Most registers of one answer.
 const MAX_CHANGES: usize = 1_000;
 
@@ -52,12 +50,17 @@ pub struct NatsLedger {
 }
 
 impl NatsLedger {
-    /// Makes the bucket if it is missing and checks it if it is there.
+    /// Makes the bucket if it is missing and checks it if it is there. Waits up to 2 s until it takes writes: the servers
+    /// learn of a new one after each other.
     pub async fn start(links: Arc<dyn Links>, config: &LedgerConfig) -> Result<Arc<Self>, LedgerError> {
         let name = format!("{}-ledger", config.prefix);
         let ledger =
             Self { links, stream: stream(&config.prefix), subject: format!("$KV.{name}"), known: AtomicU64::new(0) };
         ledger.create(config).await?;
+        let deadline = Instant::now() + PATIENCE;
+        while ledger.barrier().await.is_err() && Instant::now() < deadline {
+            sleep(PAUSE).await;
+        }
         Ok(Arc::new(ledger))
     }
 

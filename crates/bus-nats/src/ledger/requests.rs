@@ -7,10 +7,12 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 
 /// How long one request waits.
 const TIMEOUT: Duration = Duration::from_millis(700);
+/// Between two attempts at a server that lags or knows nobody who takes the request.
+pub(super) const PAUSE: Duration = Duration::from_millis(25);
 /// How long making the bucket waits.
 const API_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -105,7 +107,8 @@ pub(super) async fn api<T: DeserializeOwned>(
     }
 }
 
-/// Stores a message.
+/// Stores a message. While nobody takes it (the interest in a new bucket or leader has not spread to this server yet), it is
+/// sent again: nothing can be stored twice by that.
 pub(super) async fn write(
     client: &Client,
     subject: String,
@@ -115,12 +118,19 @@ pub(super) async fn write(
     if client.connection_state() != async_nats::connection::State::Connected {
         return Err(RequestError::Unavailable("there is no connection to NATS"));
     }
-    match timeout(TIMEOUT, client.request_with_headers(subject, headers, payload)).await {
-        Ok(Ok(answer)) => parse(&answer.payload),
-        Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
-            Err(RequestError::Unavailable("the bucket has no leader"))
+    let deadline = Instant::now() + TIMEOUT;
+    loop {
+        let request = client.request_with_headers(subject.clone(), headers.clone(), payload.clone());
+        match timeout_at(deadline, request).await {
+            Ok(Ok(answer)) => return parse(&answer.payload),
+            Ok(Err(error)) if error.kind() == RequestErrorKind::NoResponders => {
+                if Instant::now() + PAUSE >= deadline {
+                    return Err(RequestError::Unavailable("the bucket has no leader"));
+                }
+                sleep(PAUSE).await;
+            }
+            _ => return Err(RequestError::Silent),
         }
-        _ => Err(RequestError::Silent),
     }
 }
 

@@ -41,6 +41,14 @@ async fn leader(cluster: &NatsCluster, client: &async_nats::Client, stream: &str
     }
 }
 
+/// Writes without an expectation, also while the bucket still elects.
+async fn write(ledger: &NatsLedger, key: &str, value: &'static str) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while let Err(error) = ledger.put(key, Some(value.into()), None, None).await {
+        assert!(Instant::now() < deadline, "{error}");
+    }
+}
+
 async fn read(ledger: &NatsLedger, key: &str) -> Record {
     let deadline = Instant::now() + Duration::from_secs(30);
     loop {
@@ -212,7 +220,7 @@ async fn a_leader_that_was_cut_off_answers_nothing_old() {
     .unwrap();
     let prefix = prefix();
     let first = ledger(cluster.urls(), &prefix, 3).await;
-    first.put("a", Some("old".into()), None, None).await.unwrap();
+    write(&first, "a", "old").await;
     let before = read(&first, "a").await.revision;
     let client = async_nats::connect(cluster.urls()[0].clone()).await.unwrap();
     let stream = format!("KV_{prefix}-ledger");

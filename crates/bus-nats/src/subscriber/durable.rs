@@ -138,6 +138,7 @@ pub(super) fn delivery(message: &jetstream::Message) -> Result<Delivery, async_n
     Ok(Delivery {
         sequence: info.stream_sequence,
         attempt: info.delivered.max(1) as u64,
+        consumer_sequence: info.consumer_sequence,
         remaining: info.pending,
         stored_ns: u64::try_from(info.published.unix_timestamp_nanos()).unwrap_or_default(),
     })

@@ -45,6 +45,8 @@ pub struct Delivery {
     pub sequence: u64,
     /// 1 for the first try.
     pub attempt: u64,
+    /// Number of this delivery among all of the consumer; those that one process gets follow each other.
+    pub consumer_sequence: u64,
     /// Messages of the stream that this consumer has not seen yet.
     pub remaining: u64,
     /// When it was stored, Unix nanoseconds: with the sequence it names the message, also after the stream was made anew.

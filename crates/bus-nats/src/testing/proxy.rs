@@ -138,7 +138,9 @@ async fn pipe(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, mut flow: watch::
             tokio::time::sleep_until(due).await;
             let rate = pace.rate.load(Ordering::Relaxed);
             for piece in bytes.chunks(if rate == 0 { bytes.len() } else { PIECE }) {
-                if flow.wait_for(|flow| *flow != Flow::Stalled).await.is_err() || to.write_all(piece).await.is_err() {
+                // What a stalled network holds is lost when it is cut.
+                let passes = flow.wait_for(|flow| *flow != Flow::Stalled).await.is_ok_and(|flow| *flow == Flow::Open);
+                if !passes || to.write_all(piece).await.is_err() {
                     return;
                 }
                 if rate > 0 {

@@ -1,11 +1,13 @@
 //! Durable consumers whose messages are carried out in order, key by key, by a pool of keyed workers.
 //!
 //! Order needs three things of JetStream. One process at a time gets messages: the consumer pins its client. A failed
-//! try is repeated in its place, before anything later of the key. And when a process dies, what it had is delivered
-//! again before anything new, because its pin outlives the wait for its acknowledgements.
+//! try is repeated in its place, before anything later of the key. And what another process has, or had when it died, or
+//! what was lost on its way comes before anything new: a [`Gate`] sees to that, and pins outlive the wait for
+//! acknowledgements, so that it seldom has to wait.
 
 mod config;
 mod flow;
+mod gate;
 mod settled;
 mod unsettled;
 
@@ -30,6 +32,7 @@ use crate::pool::Pool;
 use crate::workers::{Reason, Rejected, Work, Workers};
 pub use config::OrderedConfig;
 use flow::Flow;
+use gate::Gate;
 use unsettled::{Entry, Known, Part, Unsettled};
 
 /// The consumer's only priority group.
@@ -43,8 +46,6 @@ const MISSES: u32 = 5;
 const ROW: Duration = HEARTBEAT.saturating_mul(4);
 /// Messages of one request.
 const BATCH: usize = 256;
-/// What was left behind is complete when nothing came for this long.
-const INHERITANCE: Duration = Duration::from_millis(300);
 /// Bytes of messages that wait or are worked on; at the bound no more are taken.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A message that was delivered this often without an outcome ends its processes: it is given up.
@@ -160,7 +161,9 @@ async fn read<P: ProcessInOrder>(reader: Reader<P>) {
     let running = &reader.running;
     let mut opening = Opening::new(&reader.config.stream, &reader.config.durable);
     while !running.ending.is_cancelled() {
-        if let Err(error) = reader.deliver().await
+        let delivered = reader.deliver().await;
+        reader.unsettled.let_go();
+        if let Err(error) = delivered
             && !opening.pause(running, &error).await
         {
             break;
@@ -244,15 +247,22 @@ impl<P: ProcessInOrder> Reader<P> {
             opened = open => opened?,
         };
         let mut misses = Misses::default();
-        let mut inherited = Some(Vec::new());
+        let mut gate = Gate::default();
         loop {
+            let due = gate.due();
+            let look = async move {
+                match due {
+                    Some(due) => tokio::time::sleep_until(due.into()).await,
+                    None => std::future::pending().await,
+                }
+            };
             let next = tokio::select! {
                 biased;
                 () = ending.cancelled() => break,
                 _ = losses.changed() => return Err(LOST.into()),
                 next = messages.next() => next,
-                () = tokio::time::sleep(INHERITANCE), if inherited.as_ref().is_some_and(|some| !some.is_empty()) => {
-                    self.take_inherited(&mut inherited, &losses).await?;
+                () = look => {
+                    self.try_open(&mut gate).await;
                     continue;
                 }
             };
@@ -264,51 +274,58 @@ impl<P: ProcessInOrder> Reader<P> {
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok(message)) => {
                     misses = Misses::default();
-                    match &mut inherited {
-                        Some(waiting) if delivery(&message)?.attempt > 1 => waiting.push(message),
-                        _ => {
-                            self.take_inherited(&mut inherited, &losses).await?;
-                            self.take(message, &losses).await?;
-                        }
-                    }
+                    self.take(message, &mut gate, &losses).await?;
                 }
             }
         }
-        // What the client has already is ours, but not before what was left behind and is dropped here.
-        if self.running.draining.is_cancelled() && inherited.is_none() {
+        // What the client has already is ours.
+        if self.running.draining.is_cancelled() {
             for _ in 0..BATCH {
                 let Some(Some(Ok(message))) = messages.next().now_or_never() else { break };
-                self.take(message, &losses).await?;
+                self.take(message, &mut gate, &losses).await?;
+            }
+            if gate.due().is_some() {
+                self.try_open(&mut gate).await;
             }
         }
         Ok(())
     }
 
-    /// Takes what a process before this one left behind, in the order of the stream. It all comes first, but if that process
-    /// was killed while it prolonged its messages, those that it had not reached come before the others.
-    async fn take_inherited(
-        &self,
-        inherited: &mut Option<Vec<jetstream::Message>>,
-        losses: &watch::Receiver<u64>,
-    ) -> Result<(), async_nats::Error> {
-        let mut messages = Vec::new();
-        for message in inherited.take().into_iter().flatten() {
-            messages.push((delivery(&message)?.sequence, message));
+    /// Begins what waits if JetStream waits for nothing else; lets go of it if another process gets the messages by now.
+    async fn try_open(&self, gate: &mut Gate) {
+        gate.look_later();
+        let before = self.unsettled.census();
+        let Some(info) = self.info().await else { return };
+        let pinned = info.priority_groups.first().and_then(|group| group.pinned_client_id.as_deref());
+        if pinned != gate.pin() {
+            self.unsettled.let_go();
+            gate.emptied();
+        } else if info.num_ack_pending == before.count
+            // One that forgot deliveries with its old leader does not count them.
+            && info.delivered.stream_sequence >= before.newest
+            && self.unsettled.census() == before
+        {
+            gate.open();
+            for entry in self.unsettled.waiting() {
+                self.begin(&entry).await;
+            }
         }
-        messages.sort_by_key(|(sequence, _)| *sequence);
-        for (_, message) in messages {
-            self.take(message, losses).await?;
-        }
-        Ok(())
     }
 
-    /// Reads a message and gives its parts to the workers of their keys; waits while there is no room.
-    async fn take(&self, message: jetstream::Message, losses: &watch::Receiver<u64>) -> Result<(), async_nats::Error> {
+    /// Reads a message and, if the gate is open, gives its parts to the workers of their keys; waits while there is no room.
+    async fn take(
+        &self,
+        message: jetstream::Message,
+        gate: &mut Gate,
+        losses: &watch::Receiver<u64>,
+    ) -> Result<(), async_nats::Error> {
         let delivery = delivery(&message)?;
         let message = message.message;
-        if let Some(pin) = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id")) {
-            self.unsettled.pinned(pin.as_str());
+        let pin = message.headers.as_ref().and_then(|headers| headers.get_last("Nats-Pin-Id")).map(|pin| pin.as_str());
+        if let Some(pin) = pin {
+            self.unsettled.pinned(pin);
         }
+        let open = gate.passes(pin, delivery.consumer_sequence);
         self.running.note_delivery(delivery.attempt);
         self.running.set_remaining(delivery.remaining);
         let Some(ack) = message.reply.clone() else { return Ok(()) };
@@ -320,7 +337,8 @@ impl<P: ProcessInOrder> Reader<P> {
                 return Ok(());
             }
         }
-        if !self.unsettled.room().await {
+        // What waits behind the gate needs those that come: there is room for them.
+        if open && !self.unsettled.room().await {
             return Ok(());
         }
         let bytes = message.length;
@@ -340,12 +358,19 @@ impl<P: ProcessInOrder> Reader<P> {
         if keys.is_empty() {
             keys.push(delivery.sequence);
         }
-        let entry = Entry::new(message, job, ack, keys.len(), bytes);
+        let entry = Entry::new(message, job, ack, keys, bytes);
         let entry = self.unsettled.add(entry, losses).ok_or(LOST)?;
-        for (index, key) in keys.into_iter().enumerate() {
-            self.submit(key, Part::new(&self.unsettled, &entry, index)).await;
+        if open {
+            self.begin(&entry).await;
         }
         Ok(())
+    }
+
+    /// Gives the parts of a message to the workers of their keys.
+    async fn begin(&self, entry: &Arc<Entry<P::Job>>) {
+        for (index, key) in entry.begin().into_iter().enumerate() {
+            self.submit(key, Part::new(&self.unsettled, entry, index)).await;
+        }
     }
 
     /// A part that is dropped leaves its message to be delivered again.

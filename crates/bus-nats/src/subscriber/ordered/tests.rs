@@ -10,7 +10,7 @@ use super::config::PIN;
 use super::*;
 use crate::pool::{Credentials, PoolConfig};
 use crate::publish::key_of;
-use crate::testing::{NatsCluster, NatsServer, ServerOptions};
+use crate::testing::{NatsCluster, NatsServer, Proxy, ServerOptions};
 use crate::workers::WorkersConfig;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -18,7 +18,7 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// Messages are `keys number`, such as `a,b 7`; notes each part, fails and panics as the text says.
 #[derive(Default)]
 struct Notes {
-    seen: Mutex<Vec<(String, String)>>,
+    seen: Arc<Mutex<Vec<(String, String)>>>,
     exhausted: Mutex<Vec<(String, Vec<String>)>>,
     hold: AtomicBool,
     refuse_farewells: AtomicUsize,
@@ -225,7 +225,7 @@ async fn what_a_dead_process_had_comes_again_before_anything_new() {
     bench.notes.hold.store(true, Ordering::Relaxed);
     let dead = bench.subscribe();
     bench.publish((0..20).map(|number| format!("a {number}"))).await;
-    until("it has them", || dead.stats().received == 20).await;
+    until("it is at work", || dead.stats().received == 20 && dead.stats().busy > 0).await;
     // Kept longer than the wait for an acknowledgement: nothing comes again while it lives.
     let started = Instant::now();
     while started.elapsed() < bench.config.ack_wait * 2 {
@@ -250,7 +250,7 @@ async fn a_drain_finishes_what_was_taken_and_a_stop_leaves_it() {
     let before = tasks();
     let subscription = Arc::new(bench.subscribe());
     bench.publish((0..20).map(|number| format!("k{number} {number}"))).await;
-    until("it has them", || subscription.stats().received == 20).await;
+    until("it is at work", || subscription.stats().received == 20 && subscription.stats().busy > 0).await;
     let draining = tokio::spawn({
         let subscription = subscription.clone();
         async move { subscription.drain(PATIENCE).await }
@@ -264,7 +264,7 @@ async fn a_drain_finishes_what_was_taken_and_a_stop_leaves_it() {
     bench.notes.hold.store(true, Ordering::Relaxed);
     let hanging = bench.subscribe();
     bench.publish((0..20).map(|number| format!("k{number} again {number}"))).await;
-    until("it has them", || hanging.stats().received == 20).await;
+    until("it is at work", || hanging.stats().received == 20 && hanging.stats().busy > 0).await;
     assert!(!hanging.stop(Duration::from_millis(100)).await);
     until("nothing is at work", || hanging.stats().busy == 0).await;
     assert_eq!(hanging.stats().abandoned, 20);
@@ -304,7 +304,7 @@ async fn a_process_that_stood_still_goes_on_with_nothing_that_another_took_over(
             pool.wait_ready(PATIENCE).await.unwrap();
             let workers = Workers::start(WorkersConfig::default());
             let subscription = Subscription::ordered(&pool, config, held.clone(), &workers);
-            until("it has them", || subscription.stats().received == 20).await;
+            until("it is at work", || subscription.stats().received == 20 && subscription.stats().busy > 0).await;
             stands.send(()).unwrap();
             wakes.recv_timeout(PATIENCE).unwrap();
             held.hold.store(false, Ordering::Relaxed);
@@ -332,6 +332,77 @@ fn heartbeats_are_missed_in_a_row_or_not_at_all() {
     let start = start + Duration::from_hours(200);
     let borne: Vec<bool> = (0..7).map(|number| misses.bear(start + HEARTBEAT * 2 * number)).collect();
     assert_eq!(borne, [true, true, true, true, true, false, false]);
+}
+
+/// The server forgets a pin with its leader, or when it is told to, and another process may get what comes next.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn who_gets_the_pin_begins_nothing_while_another_process_has_what_came_before() {
+    let bench = Bench::new().await;
+    bench.notes.hold.store(true, Ordering::Relaxed);
+    let first = bench.subscribe();
+    bench.publish((0..20).map(|number| format!("a {number}"))).await;
+    until("the first is at work", || first.stats().received == 20 && first.stats().busy > 0).await;
+    let second_notes = Arc::new(Notes { seen: bench.notes.seen.clone(), ..Notes::default() });
+    let second = bench.subscribe_as(&second_notes);
+    let mut number = 20;
+    while second.stats().received == 0 {
+        let client = bench.pool.subscribing(0);
+        client.request("$JS.API.CONSUMER.UNPIN.WORK.worker", format!(r#"{{"group":"{GROUP}"}}"#).into()).await.unwrap();
+        for _ in 0..10 {
+            bench.publish([format!("a {number}")]).await;
+            number += 1;
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        assert!(number < 5_000, "the second never gets the pin");
+    }
+    let started = Instant::now();
+    while started.elapsed() < bench.config.ack_wait {
+        assert_eq!(
+            bench.notes.of("a"),
+            [""; 0],
+            "begun before what the first has: {:?} {:?}",
+            first.stats(),
+            second.stats()
+        );
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    bench.notes.hold.store(false, Ordering::Relaxed);
+    until("all are done", || bench.notes.of("a").len() >= number).await;
+    assert_eq!(bench.notes.of("a"), (0..number).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!(second.stats().processed > 0, "{:?}", second.stats());
+}
+
+/// Messages were delivered into a connection that broke: what comes next comes before they come again.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn nothing_is_begun_before_what_was_lost_on_the_way() {
+    let bench = Bench::new().await;
+    let proxy = Proxy::start(bench.server.address()).await.unwrap();
+    let config = PoolConfig {
+        backoff_max: Duration::from_millis(100),
+        ..PoolConfig::new([format!("nats://{}", proxy.address())])
+    };
+    let pool = Pool::connect(config).await.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    let subscription = Subscription::ordered(&pool, bench.config.clone(), bench.notes.clone(), &bench.workers);
+    bench.publish((0..10).map(|number| format!("a {number}"))).await;
+    until("they are done", || subscription.stats().processed == 10).await;
+    proxy.stall();
+    bench.publish((10..30).map(|number| format!("a {number}"))).await;
+    let delivered = async || {
+        let consumer = bench.context.get_consumer_from_stream::<pull::Config, _, _>("worker", "WORK").await.unwrap();
+        consumer.cached_info().delivered.stream_sequence
+    };
+    let started = Instant::now();
+    while delivered().await < 30 {
+        assert!(started.elapsed() < PATIENCE, "they are not delivered");
+    }
+    proxy.cut();
+    until("the connections broke", || pool.stats().healthy().0 == 0).await;
+    proxy.restore();
+    bench.publish((30..50).map(|number| format!("a {number}"))).await;
+    until("all are done", || bench.notes.of("a").len() >= 50).await;
+    assert_eq!(bench.notes.of("a"), (0..50).map(|number| number.to_string()).collect::<Vec<_>>());
+    assert!(subscription.stats().redelivered > 0, "nothing was lost");
 }
 
 /// With three copies: the server that leads the consumer is killed while messages are on their way. What was done is not done

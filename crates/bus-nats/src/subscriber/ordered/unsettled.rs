@@ -25,6 +25,8 @@ pub(super) struct Entry<J> {
     /// Where its newest delivery is acknowledged.
     ack: Mutex<Subject>,
     bytes: usize,
+    /// Keys of its parts until they are given to the workers.
+    keys: Mutex<Vec<u64>>,
     /// Parts that have not ended.
     left: AtomicUsize,
     abandoned: AtomicBool,
@@ -36,7 +38,7 @@ impl<J> Entry<J> {
         message: Received,
         job: Result<J, ProcessError>,
         ack: Subject,
-        parts: usize,
+        keys: Vec<u64>,
         bytes: usize,
     ) -> Self {
         Entry {
@@ -45,7 +47,8 @@ impl<J> Entry<J> {
             arrived: Instant::now(),
             ack: Mutex::new(ack),
             bytes,
-            left: AtomicUsize::new(parts),
+            left: AtomicUsize::new(keys.len()),
+            keys: Mutex::new(keys),
             abandoned: AtomicBool::new(false),
             reasons: Mutex::default(),
         }
@@ -53,6 +56,15 @@ impl<J> Entry<J> {
 
     pub(super) fn ack(&self) -> Subject {
         self.ack.lock().clone()
+    }
+
+    /// The keys of its parts, once: it is begun with that.
+    pub(super) fn begin(&self) -> Vec<u64> {
+        std::mem::take(&mut self.keys.lock())
+    }
+
+    fn waits(&self) -> bool {
+        !self.keys.lock().is_empty()
     }
 
     pub(super) fn reasons(&self) -> Vec<String> {
@@ -76,6 +88,16 @@ pub(super) enum Known {
     Held,
     /// It was settled; JetStream has not heard of that, or not in time.
     Settled,
+}
+
+/// What is here at one time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Census {
+    pub(super) count: usize,
+    /// The highest sequence.
+    pub(super) newest: u64,
+    /// Messages that came and went so far.
+    changes: u64,
 }
 
 /// How a part ended.
@@ -146,6 +168,7 @@ pub(super) struct Unsettled<J> {
 struct Held<J> {
     /// By sequence.
     entries: BTreeMap<u64, Arc<Entry<J>>>,
+    changes: u64,
     bytes: usize,
     pin: Option<String>,
     settled: Settled,
@@ -156,7 +179,7 @@ struct Held<J> {
 impl<J> Unsettled<J> {
     pub(super) fn new(running: Arc<Running>, ack_wait: Duration) -> Self {
         let (entries, settled) = (BTreeMap::new(), Settled::default());
-        let held = Held { entries, bytes: 0, pin: None, settled, kept: Instant::now() };
+        let held = Held { entries, changes: 0, bytes: 0, pin: None, settled, kept: Instant::now() };
         let (fewer, losses) = (Notify::new(), watch::Sender::new(0));
         Unsettled { running, ack_wait, held: Mutex::new(held), fewer, losses }
     }
@@ -196,6 +219,7 @@ impl<J> Unsettled<J> {
             self.running.note_abandoned();
         }
         held.bytes = 0;
+        held.changes += 1;
         self.running.set_held(0, 0);
         self.losses.send_modify(|losses| *losses += 1);
         self.fewer.notify_waiters();
@@ -247,6 +271,7 @@ impl<J> Unsettled<J> {
             return None;
         }
         held.bytes += entry.bytes;
+        held.changes += 1;
         held.entries.insert(entry.sequence(), entry.clone());
         self.running.set_held(held.entries.len(), held.bytes);
         Some(entry)
@@ -272,11 +297,30 @@ impl<J> Unsettled<J> {
         if ours {
             held.entries.remove(&entry.sequence());
             held.bytes -= entry.bytes;
+            held.changes += 1;
         }
         self.running.set_held(held.entries.len(), held.bytes);
         drop(held);
         self.fewer.notify_waiters();
         ours
+    }
+
+    pub(super) fn census(&self) -> Census {
+        let held = self.held.lock();
+        let newest = held.entries.last_key_value().map_or(0, |(sequence, _)| *sequence);
+        Census { count: held.entries.len(), newest, changes: held.changes }
+    }
+
+    /// Those that were not begun, in the order of the stream.
+    pub(super) fn waiting(&self) -> Vec<Arc<Entry<J>>> {
+        self.held.lock().entries.values().filter(|entry| entry.waits()).cloned().collect()
+    }
+
+    /// Leaves what was not begun to be delivered again.
+    pub(super) fn let_go(&self) {
+        for entry in self.waiting() {
+            self.abandon(&entry);
+        }
     }
 
     /// Where everything that is here is acknowledged, in the order of the stream: what is prolonged earlier comes again
