@@ -9,6 +9,8 @@ use std::time::{Duration, Instant};
 
 /// Between two looks at what JetStream waits for.
 const LOOK: Duration = Duration::from_millis(100);
+/// How long JetStream may leave that question without an answer; longer than an election.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 #[derive(Default)]
 pub(super) struct Gate {
@@ -18,6 +20,8 @@ pub(super) struct Gate {
     open: bool,
     /// When to look; only while something waits.
     due: Option<Instant>,
+    /// Since when there is no answer.
+    unanswered: Option<Instant>,
 }
 
 impl Gate {
@@ -48,6 +52,16 @@ impl Gate {
 
     pub(super) fn look_later(&mut self) {
         self.due = Some(Instant::now() + LOOK);
+    }
+
+    /// Whether JetStream answered. False if it has not for too long.
+    pub(super) fn answered(&mut self, answered: bool) -> bool {
+        let now = Instant::now();
+        let since = *self.unanswered.get_or_insert(now);
+        if answered {
+            self.unanswered = None;
+        }
+        answered || now.saturating_duration_since(since) < PATIENCE
     }
 
     /// Nothing waits any more, but what comes next has to.

@@ -262,7 +262,7 @@ impl<P: ProcessInOrder> Reader<P> {
                 _ = losses.changed() => return Err(LOST.into()),
                 next = messages.next() => next,
                 () = look => {
-                    self.try_open(&mut gate).await;
+                    self.try_open(&mut gate).await?;
                     continue;
                 }
             };
@@ -285,17 +285,21 @@ impl<P: ProcessInOrder> Reader<P> {
                 self.take(message, &mut gate, &losses).await?;
             }
             if gate.due().is_some() {
-                self.try_open(&mut gate).await;
+                self.try_open(&mut gate).await?;
             }
         }
         Ok(())
     }
 
     /// Begins what waits if JetStream waits for nothing else; lets go of it if another process gets the messages by now.
-    async fn try_open(&self, gate: &mut Gate) {
-        gate.look_later();
+    async fn try_open(&self, gate: &mut Gate) -> Result<(), async_nats::Error> {
         let before = self.unsettled.census();
-        let Some(info) = self.info().await else { return };
+        let info = self.info().await;
+        gate.look_later();
+        if !gate.answered(info.is_some()) {
+            return Err("JetStream does not answer CONSUMER.INFO, which tells what comes first".into());
+        }
+        let Some(info) = info else { return Ok(()) };
         let pinned = info.priority_groups.first().and_then(|group| group.pinned_client_id.as_deref());
         if pinned != gate.pin() {
             self.unsettled.let_go();
@@ -310,6 +314,7 @@ impl<P: ProcessInOrder> Reader<P> {
                 self.begin(&entry).await;
             }
         }
+        Ok(())
     }
 
     /// Reads a message and, if the gate is open, gives its parts to the workers of their keys; waits while there is no room.
