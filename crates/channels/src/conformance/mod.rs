@@ -22,6 +22,7 @@ mod recorder;
 mod replicas;
 mod results;
 mod sessions;
+mod stalls;
 mod tails;
 
 pub use control::control_suite;
@@ -34,6 +35,7 @@ pub use recorder::Recorder;
 pub use replicas::{Isolating, replicas_suite};
 pub use results::results_suite;
 pub use sessions::sessions_suite;
+pub use stalls::Stalls;
 pub use tails::tails_suite;
 
 /// How long a case waits for what must happen.
