@@ -16,7 +16,11 @@ const SWITCHES = [
 ];
 
 // Each launch makes a fresh profile folder and removes it.
-const browser = await chromium.launch({ executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium', args: SWITCHES });
+const browser = await chromium.launch({
+  executablePath: process.env.CHROMIUM ?? '/usr/bin/chromium',
+  args: SWITCHES,
+  timeout: 120_000, // the first start on a busy machine takes long
+});
 const windows = [];
 
 /** A window on the page in a browser context of its own; `complaints` collects what its console reports as errors. */

@@ -6,9 +6,12 @@ const CASE_SECONDS = 120;
 
 const cases = [];
 
-/** Registers a case; `only` names the variants it runs in, when not in all; `skip` says why it cannot run here. */
-export function test(name, body, { only, skip } = {}) {
-  cases.push({ name, body, only, skip });
+/**
+ * Registers a case; `only` names the variants it runs in, when not in all; `skip` says why it cannot run here; `seconds` is its
+ * deadline.
+ */
+export function test(name, body, { only, skip, seconds = CASE_SECONDS } = {}) {
+  cases.push({ name, body, only, skip, seconds });
 }
 
 function deadline(promise, seconds) {
@@ -22,7 +25,7 @@ function deadline(promise, seconds) {
 /** Runs the registered cases whose name contains `filter`, prints a line each and the sum, and ends the process. */
 export async function runCases(variant, filter, afterEach = async () => {}, atEnd = async () => {}) {
   const count = { passed: 0, failed: 0, skipped: 0 };
-  for (const { name, body, only, skip } of cases) {
+  for (const { name, body, only, skip, seconds } of cases) {
     if (!name.includes(filter) || (only && !only.includes(variant))) continue;
     if (skip) {
       count.skipped += 1;
@@ -32,7 +35,7 @@ export async function runCases(variant, filter, afterEach = async () => {}, atEn
     const begin = performance.now();
     let error;
     try {
-      await deadline(Promise.resolve().then(body), CASE_SECONDS);
+      await deadline(Promise.resolve().then(body), seconds);
     } catch (thrown) {
       error = thrown;
     }

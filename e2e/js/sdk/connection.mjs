@@ -59,10 +59,10 @@ test('a token is refreshed before it ends, and the connection stays', async () =
   let asked = 0;
   const user = unique('user');
   const client = newClient(variant, {
-    token: token({ sub: user }, { ttl: 2 }),
+    token: token({ sub: user }, { ttl: 4 }),
     getToken: async () => {
       asked += 1;
-      return token({ sub: user }, { ttl: asked < 2 ? 2 : 3600 });
+      return token({ sub: user }, { ttl: asked < 2 ? 4 : 3600 });
     },
   });
   client.connect();
@@ -149,11 +149,21 @@ test('disconnect by API of one client leaves the others of that user', async () 
 });
 
 test('pings keep a quiet connection', async () => {
-  const client = await connect(variant, { maxServerPingDelay: 500 });
-  const begin = Date.now();
-  // Three intervals of the configuration; the SDK leaves on its own when a ping is missing, the server when a pong is.
-  await until('three pings', () => Date.now() - begin > 6500);
-  assert.deepEqual(client.log.map((e) => e.event), ['connecting', 'connected']);
+  for (let attempt = 1; ; attempt += 1) {
+    const client = await connect(variant, { maxServerPingDelay: 3000 });
+    const begin = Date.now();
+    let [looked, stall] = [begin, 0];
+    // The SDK leaves on its own 5 s after the last ping, the server 1 s after a ping without a pong: two intervals must have had both.
+    await until('the pings', () => {
+      const now = Date.now();
+      [looked, stall] = [now, Math.max(stall, now - looked)];
+      return now - begin > 9500;
+    });
+    // Where this process stood still its pong may have been late, and the attempt says nothing.
+    if (client.log.length > 2 && stall > 500 && attempt < 4) continue;
+    assert.deepEqual(client.log.map((e) => e.event), ['connecting', 'connected']);
+    return;
+  }
 });
 
 test('a client that never answers a ping is closed with 3012', async () => {
