@@ -327,13 +327,18 @@ mod tests {
         let server = NatsServer::start().await.unwrap();
         let make = async |count: usize| {
             let prefix = format!("t{:08x}", rand::random::<u32>());
-            let mut replicas: Vec<Arc<dyn Control>> = Vec::new();
+            let mut sides = Vec::new();
             for _ in 0..count {
                 let pool = Pool::connect(PoolConfig::new(vec![server.url()])).await.unwrap();
                 pool.wait_ready(Duration::from_secs(20)).await.unwrap();
-                replicas.push(NatsControl::start(PoolLinks::new(pool), &prefix).await.unwrap());
+                sides.push(NatsControl::start(PoolLinks::new(pool), &prefix).await.unwrap());
             }
-            Fixture::with_tokio_time(replicas)
+            let deadline = Instant::now() + Duration::from_secs(30);
+            while sides.iter().any(|side| side.members() < count) {
+                assert!(Instant::now() < deadline, "not all know all");
+                sleep(Duration::from_millis(20)).await;
+            }
+            Fixture::with_tokio_time(sides.into_iter().map(|side| side as Arc<dyn Control>).collect())
         };
         control_suite(make).await;
     }

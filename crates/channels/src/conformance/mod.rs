@@ -8,8 +8,10 @@
 #![allow(clippy::unwrap_used, reason = "a suite is a test: what it did not expect is its failure")]
 
 use std::any::Any;
-use std::time::Duration;
+use std::panic::{AssertUnwindSafe, resume_unwind};
+use std::time::{Duration, Instant};
 
+use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
 
 mod control;
@@ -73,3 +75,33 @@ macro_rules! run_cases {
     };
 }
 use run_cases;
+
+/// The same for cases that hold bounds of time.
+macro_rules! run_timed_cases {
+    ($port:literal, $make:expr, $($case:path => $replicas:literal),+ $(,)?) => {
+        $(
+            eprintln!("conformance of {}: {}", $port, stringify!($case));
+            super::undisturbed(async || $make($replicas).await, $case).await;
+        )+
+    };
+}
+use run_timed_cases;
+
+/// Stalls from this length on can break a bound of time for which the implementation is not to blame.
+const DISTURBED: Duration = Duration::from_millis(200);
+
+/// Runs a case that holds bounds of time. One that failed while this process stood still proves nothing and is repeated on a
+/// fresh fixture, up to five times; one that failed without is a failure at once.
+async fn undisturbed<F>(make: impl AsyncFn() -> F, case: impl AsyncFn(&F)) {
+    let stalls = Stalls::watch();
+    for attempt in 1.. {
+        let fixture = make().await;
+        let start = Instant::now();
+        let Err(failure) = AssertUnwindSafe(case(&fixture)).catch_unwind().await else { return };
+        let stalled = stalls.longest_since(start);
+        if stalled < DISTURBED || attempt == 5 {
+            resume_unwind(failure);
+        }
+        eprintln!("attempt {attempt} stood still for {stalled:?}: once more");
+    }
+}

@@ -26,7 +26,24 @@ fn at(offset: u64) -> Position {
     Position { offset, epoch: Epoch::from("e:1") }
 }
 
-/// Waits until it is remembered: remembering returns before it is done.
+/// Waits until something is remembered, and remembers it until then: remembering returns before it is done, and a store that is
+/// not reached in time forgets it.
+async fn remembered(
+    results: &Arc<dyn Results>,
+    channel: &str,
+    key: &IdempotencyKey,
+    position: Position,
+    ttl: Duration,
+) {
+    let started = std::time::Instant::now();
+    while results.recall(channel, key).await.is_none() {
+        assert!(started.elapsed() < PATIENCE, "{channel}: nothing was remembered");
+        results.remember(channel, key, position.clone(), ttl);
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+/// What was remembered; a store that does not answer at once is asked again.
 async fn recalled(results: &Arc<dyn Results>, channel: &str, key: &IdempotencyKey) -> Position {
     let started = std::time::Instant::now();
     loop {
@@ -42,11 +59,10 @@ async fn the_first_result_stays(fixture: &Fixture<dyn Results>) {
     let [one, other] = [&fixture.replicas[0], &fixture.replicas[1]];
     let key = key("api", "k");
     assert_eq!(other.recall("c", &key).await, None);
-    one.remember("c", &key, at(u64::MAX), LONG);
+    remembered(one, "c", &key, at(u64::MAX), LONG).await;
     assert_eq!(recalled(other, "c", &key).await, at(u64::MAX));
     other.remember("c", &key, at(8), LONG);
-    other.remember("marker", &key, at(1), LONG);
-    recalled(one, "marker", &key).await;
+    remembered(other, "marker", &key, at(1), LONG).await;
     assert_eq!(recalled(one, "c", &key).await, at(u64::MAX));
 }
 
@@ -54,7 +70,7 @@ async fn results_are_kept_apart(fixture: &Fixture<dyn Results>) {
     let results = &fixture.replicas[0];
     let names = [("c", "s", "k"), ("cs", "", "k"), ("c", "sk", ""), ("", "", "csk"), ("{c}", "\0", "\r\n")];
     for (n, (channel, scope, name)) in names.iter().enumerate() {
-        results.remember(channel, &key(scope, name), at(n as u64), LONG);
+        remembered(results, channel, &key(scope, name), at(n as u64), LONG).await;
     }
     for (n, (channel, scope, name)) in names.iter().enumerate() {
         assert_eq!(recalled(results, channel, &key(scope, name)).await, at(n as u64));
@@ -62,9 +78,10 @@ async fn results_are_kept_apart(fixture: &Fixture<dyn Results>) {
 }
 
 async fn results_expire(fixture: &Fixture<dyn Results>) {
-    let results = &fixture.replicas[0];
-    results.remember("c", &key("s", "k"), at(1), SHORT);
-    recalled(results, "c", &key("s", "k")).await;
+    let (results, key) = (&fixture.replicas[0], key("s", "k"));
+    remembered(results, "c", &key, at(1), SHORT).await;
     fixture.let_pass(SHORT + SHORT / 10).await;
-    assert_eq!(results.recall("c", &key("s", "k")).await, None);
+    assert_eq!(results.recall("c", &key).await, None);
+    remembered(results, "c", &key, at(2), LONG).await;
+    assert_eq!(recalled(results, "c", &key).await, at(2), "the first one is gone");
 }

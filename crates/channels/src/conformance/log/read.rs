@@ -166,9 +166,9 @@ pub async fn without_retention_nothing_is_read(fixture: &Fixture<dyn Log>) {
 
 /// After `ttl` nothing is visible; who was at the end has lost nothing while the tail is remembered, others have.
 pub async fn expired_history_is_complete_for_who_was_at_its_end(fixture: &Fixture<dyn Log>) {
-    let retention = Retention { ttl: Duration::from_secs(2), ..KEEP };
+    let retention = Retention { ttl: Duration::from_secs(5), ..KEEP };
     let all = fill(&fixture.replicas[0], "channel", 3, retention).await;
-    fixture.let_pass(Duration::from_millis(2500)).await;
+    fixture.let_pass(Duration::from_millis(5500)).await;
     for log in &fixture.replicas {
         for (since, complete) in [(2, true), (1, false), (0, false)] {
             let page = read_after(log, "channel", all[since].offset, &all[since], retention).await;
@@ -186,11 +186,11 @@ pub async fn expired_history_is_complete_for_who_was_at_its_end(fixture: &Fixtur
 /// What had expired when a publication came stays hidden, also where that lies behind the end of the page.
 pub async fn an_expiry_behind_the_end_of_a_page_hides_it(fixture: &Fixture<dyn Log>) {
     let log = &fixture.replicas[0];
-    let retention = Retention { ttl: Duration::from_secs(4), ..KEEP };
+    let retention = Retention { ttl: Duration::from_secs(8), ..KEEP };
     let gone = fill(log, "channel", 3, retention).await;
-    fixture.let_pass(Duration::from_millis(4500)).await;
+    fixture.let_pass(Duration::from_millis(8500)).await;
     let kept = fill(log, "channel", 3, retention).await;
-    // Half a time to live between them: nothing expires.
+    // Less than a time to live between them: nothing expires.
     fixture.let_pass(Duration::from_millis(2200)).await;
     let later = fill(log, "channel", 2, retention).await;
     let since = |position: &Position| Since::Position(position.clone());
@@ -214,10 +214,10 @@ pub async fn an_expiry_behind_the_end_of_a_page_hides_it(fixture: &Fixture<dyn L
 /// `ttl` counts from the newest publication, for the whole history.
 pub async fn each_publication_prolongs_the_whole_history(fixture: &Fixture<dyn Log>) {
     let log = &fixture.replicas[0];
-    let retention = Retention { ttl: Duration::from_secs(3), ..KEEP };
+    let retention = Retention { ttl: Duration::from_secs(9), ..KEEP };
     let first = fill(log, "channel", 1, retention).await.remove(0);
     for _ in 0..2 {
-        fixture.let_pass(Duration::from_secs(2)).await;
+        fixture.let_pass(Duration::from_secs(5)).await;
         fill(log, "channel", 1, retention).await;
     }
     let page = read_after(log, "channel", 0, &first, retention).await;
@@ -227,9 +227,9 @@ pub async fn each_publication_prolongs_the_whole_history(fixture: &Fixture<dyn L
 /// Beyond `meta_ttl` a log may have forgotten the channel. It must not take losses for nothing lost, nor go back.
 pub async fn a_forgotten_tail_proves_nothing_to_those_before_it(fixture: &Fixture<dyn Log>) {
     let second = Duration::from_secs(1);
-    let retention = Retention { size: 10, ttl: second, meta_ttl: 2 * second };
+    let retention = Retention { size: 10, ttl: 5 * second, meta_ttl: 6 * second };
     let all = fill(&fixture.replicas[0], "channel", 3, retention).await;
-    fixture.let_pass(3 * second).await;
+    fixture.let_pass(7 * second).await;
     for log in &fixture.replicas {
         for early in [0, all[0].offset, all[1].offset] {
             assert!(!read_after(log, "channel", early, &all[0], retention).await.complete, "{early}");

@@ -94,7 +94,7 @@ fn expiring() -> Settings {
 #[tokio::test]
 async fn a_connection_that_is_not_refreshed() {
     let node = node(expiring());
-    let exp = unix_now() + 1;
+    let exp = unix_now() + 3;
     let (mut client, result) = Client::connect_as(&node, &format!("anna;exp={exp}")).await;
     assert!(result.expires);
     assert_eq!(client.close().await, Disconnect::EXPIRED);
@@ -105,7 +105,7 @@ async fn a_connection_that_is_not_refreshed() {
 async fn a_subscription_that_is_not_refreshed() {
     let node = node(expiring());
     let (mut client, _) = Client::connect_as(&node, "anna").await;
-    let exp = unix_now() + 1;
+    let exp = unix_now() + 3;
     let token = format!("anna;channel=closed:a;exp={exp}");
     let request = SubscribeRequest { channel: "closed:a".into(), token, ..Default::default() };
     client.call(Request::Subscribe(Box::new(request))).await.unwrap();
@@ -114,7 +114,7 @@ async fn a_subscription_that_is_not_refreshed() {
     assert!(unix_now() > exp, "ended before its grace was over");
     // The connection goes on; one that the server made ends with it.
     let target = Target { user: "anna".into(), ..Target::default() };
-    let options = SubscribeOptions { expire_at: unix_now() + 1, ..SubscribeOptions::default() };
+    let options = SubscribeOptions { expire_at: unix_now() + 3, ..SubscribeOptions::default() };
     node.subscribe(target, "log:a", options).await.unwrap();
     assert_eq!(client.close().await, Disconnect::SUBSCRIPTION_EXPIRED);
 }
