@@ -1,16 +1,18 @@
 """Which cases of a failed suite run once more, and whether that run passed; e2e/run asks.
 
-A case that fails once on a busy machine and passes alone is named as unstable instead of failing everything. What is no such case
-keeps its failure: a suite that died, ended late or with a status of its own, or in which more than MOST cases (of Rust MOST_OF_RUST) failed."""
+A case that fails once on a busy machine and passes alone is named as unstable instead of failing everything. Where that failed on
+which all cases stand (`setUpClass`, `start`, servers that did not start or end in time, a script that ended without its sum), all
+of the suite runs once more. The rest keeps its failure: a suite that passed its deadline, was killed or ended with a status of its
+own, as where a server panicked, or in which more than MOST cases (of Rust MOST_OF_RUST) failed."""
 
 import json
 import pathlib
 import re
 import subprocess
 
-MOST = 3
+MOST = 6
 MOST_OF_RUST = 8  # of about 800, a hundred of which start servers of their own
-MINUTES = 5  # for all second runs together
+MINUTES = 15  # for all second runs together
 
 RUST_LINE = re.compile(r"^test result: \w+\. (\d+) passed; (\d+) failed; (\d+) ignored", re.MULTILINE)
 SUITE_LINE = re.compile(r"^(\d+) passed, (\d+) failed, (\d+) skipped$", re.MULTILINE)
@@ -20,6 +22,10 @@ FAILED_CASE = re.compile(r"^FAIL  +(?:(.+) \(\d+(?:\.\d+)? s\)|([^:\n]+).*)$", r
 RUST_PROGRAM = re.compile(r"^ +(?:Running .+ \((\S+)\)|Doc-tests \S+)$", re.MULTILINE)
 RUST_FAILURES = re.compile(r"^failures:\n((?:    \S.*\n)+)\ntest result: FAILED", re.MULTILINE)
 RUST_STATUS, SUITE_STATUS = 101, 1
+LATE_STATUS = 71  # of e2e/serve: the servers did not start or end in time
+# Names a failure that is of no case.
+SUITE = "the suite"
+FOUNDATION = re.compile(rf"(?:setUp|tearDown)(?:Class|Module) \(|(?:start|{SUITE})$")
 
 
 def sums(line, output):
@@ -33,12 +39,22 @@ def sums(line, output):
 def candidates(line, status, output, without=()):
     """The failed cases that may run again: names, of Rust (program, name); none where `without` names one of them."""
     failed = sums(line, output)[1]
-    most = MOST_OF_RUST if line is RUST_LINE else MOST
-    if not 0 < failed <= most or status != (RUST_STATUS if line is RUST_LINE else SUITE_STATUS):
+    if line is RUST_LINE:
+        cases = rust_failures(output) if 0 < failed <= MOST_OF_RUST and status == RUST_STATUS else []
+    elif failed > MOST or status not in (SUITE_STATUS, LATE_STATUS):
         return []
-    cases = rust_failures(output) if line is RUST_LINE else names(line, output)
+    elif failed == 0:
+        # Nothing but its servers failed, or the script died; not where it ran to its end and found nothing to run.
+        return [SUITE] if status == LATE_STATUS or not line.search(output) else []
+    else:
+        cases = names(line, output)
     # Names that do not account for every failure: something else happened.
     return cases if len(cases) == failed and not set(cases) & set(without) else []
+
+
+def whole(cases):
+    """Whether to run all of the suite again for these."""
+    return any(isinstance(case, str) and FOUNDATION.match(case) for case in cases)
 
 
 def names(line, output):
@@ -71,7 +87,10 @@ def passed(line, status, output):
 def folder_of(program, root):
     """The folder of the crate that a test program belongs to, in which Cargo runs it; None where Cargo does not know it."""
     command = ["cargo", "test", "--workspace", "--locked", "--no-run", "--message-format", "json"]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=MINUTES * 60, check=False)
+    try:
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=MINUTES * 60, check=False)
+    except subprocess.TimeoutExpired:
+        return None
     for line in done.stdout.splitlines():
         if not line.startswith("{"):
             continue

@@ -8,8 +8,11 @@ import io
 import os
 import pathlib
 import shutil
+import signal
+import subprocess
 import sys
 import tempfile
+import time
 import unittest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
@@ -76,6 +79,50 @@ for name in ["steady", *words]:
 print(f"{passed} passed, {failed} failed, 0 skipped")
 sys.exit(%s)
 """
+# A case that needs what `setUpClass` makes; it cannot the first time.
+FOUNDED = """
+import pathlib, sys, unittest
+sys.path.insert(0, sys.argv.pop(1))
+import cases
+
+class Founded(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        seen = pathlib.Path("seen")
+        first = not seen.exists()
+        seen.touch()
+        assert not first
+
+    def test_one(self): pass
+    def test_two(self): pass
+
+cases.run(sys.modules[__name__])
+"""
+# Cases of which the first waits for good, having started a process that a signal to its group would not reach.
+WAITING = """
+import subprocess, sys, time, unittest
+sys.path.insert(0, sys.argv.pop(1))
+import cases
+
+class Waiting(unittest.TestCase):
+    @classmethod
+    def setUpClass(cls):
+        cls.started = subprocess.Popen(["sleep", "300"], start_new_session=True)
+        cls.addClassCleanup(lambda: (cls.started.kill(), cls.started.wait()))
+        print(cls.started.pid, flush=True)
+
+    def test_1(self):
+        while True:
+            try:
+                print("waits", flush=True)
+                time.sleep(300)
+            except OSError:
+                pass
+
+    def test_2(self): self.test_1()
+
+cases.run(sys.modules[__name__])
+"""
 CRATE = """
 #[cfg(test)]
 mod tests {
@@ -126,12 +173,22 @@ class Parsing(unittest.TestCase):
         self.assertEqual(again.candidates(SUITE_LINE, 1, SUITE), ["two: after a reload", "7.1.3"])
 
     def test_no_second_run_after_a_deadline_another_status_or_too_many_failures(self):
-        many = "".join(f"FAIL  {number} (1 s)\n" for number in range(4)) + "0 passed, 4 failed, 0 skipped\n"
+        many = "".join(f"FAIL  {number} (1 s)\n" for number in range(7)) + "0 passed, 7 failed, 0 skipped\n"
         unnamed = SUITE.replace("2 failed", "3 failed")
-        for status, output in [(None, SUITE), (70, SUITE), (-9, SUITE), (0, SUITE), (1, many), (1, unnamed), (1, "")]:
+        for status, output in [(None, SUITE), (70, SUITE), (-9, SUITE), (0, SUITE), (1, many), (1, unnamed), (70, ""), (-9, ""),
+                               (0, "0 passed, 0 failed, 0 skipped\n")]:
             with self.subTest(status=status, output=output[-40:]):
                 self.assertEqual(again.candidates(SUITE_LINE, status, output), [])
         self.assertEqual(again.candidates(SUITE_LINE, 1, SUITE, without=("7.1.3",)), [])
+
+    def test_all_of_a_suite_runs_again_where_its_foundation_failed(self):
+        founded = "FAIL  setUpClass (  main  .Whole) (0.1 s)\n1 passed, 1 failed, 0 skipped\n"
+        started = "FAIL  start: not ready\n0 passed, 1 failed, 0 skipped\n"
+        for status, output in [(1, founded), (1, started), (71, "1 passed, 0 failed, 0 skipped\n"), (71, ""), (1, "Traceback\n")]:
+            with self.subTest(status=status, output=output):
+                self.assertTrue(again.whole(again.candidates(SUITE_LINE, status, output)))
+        self.assertFalse(again.whole(again.candidates(SUITE_LINE, 71, SUITE)), "its cases tell it alone")
+        self.assertFalse(again.whole(["a start", "start again"]))
 
     def test_a_second_run_in_which_nothing_ran_is_no_success(self):
         self.assertFalse(again.passed(SUITE_LINE, 0, "0 passed, 0 failed, 0 skipped\n"))
@@ -173,7 +230,7 @@ class Whole(unittest.TestCase):
             module = loaded()
             module.ROOT, module.BUILD = crate.parent, ["cargo", "generate-lockfile", "--offline"]
             command = ["cargo", "test", "--workspace", "--no-fail-fast", "--locked"]
-            module.SUITES = {"rust": module.Suite([], command, 1, RUST_LINE, served=False)}
+            module.SUITES = {"rust": module.Suite([], command, 5, RUST_LINE, served=False)}
             status, lines = self.run_of(module)
         self.assertEqual((status, lines[-1]), (1, "total: 2 passed, 1 failed, 0 skipped"), "\n".join(lines))
         self.assertRegex(lines[-3], r"^unstable: rust: inner-\w+ tests::once passed at its second run$")
@@ -198,16 +255,69 @@ class Whole(unittest.TestCase):
         self.assertEqual(lines[-2], "FAILED fake-0: broken")
 
     def test_too_many_failures_and_a_suite_that_died_fail_at_once(self):
-        for words, status in [("a-once b-once c-once d-once", "1 if failed else 0"), ("a-once", "70"), ("", "9")]:
+        for words, status in [("a-once b-once c-once d-once e-once f-once g-once", "1 if failed else 0"), ("a-once", "70"), ("", "9")]:
             with self.subTest(words=words, status=status):
                 code, lines = self.outcome(words, status=status)
                 self.assertEqual(code, 1)
                 self.assertTrue(lines[-2].startswith("FAILED fake-0: "), lines[-2])
                 self.assertFalse([line for line in lines if "second run" in line])
 
-    def test_a_suite_without_a_filter_runs_again_as_a_whole(self):
-        status, lines = self.outcome("fails-once", filtered=False)
-        self.assertEqual((status, lines[-1]), (0, "total: 2 passed, 0 failed, 0 skipped"))
+    def test_a_suite_without_a_filter_runs_again_as_a_whole_and_once(self):
+        status, lines = self.outcome("fails-once other-once", filtered=False)
+        self.assertEqual((status, lines[-1]), (0, "total: 3 passed, 0 failed, 0 skipped"))
+        self.assertEqual(len([line for line in lines if line.startswith("=== second run")]), 1)
+        self.assertEqual([line.split()[2] for line in lines if line.startswith("unstable")], ["fails-once", "other-once"])
+
+    def test_where_only_the_servers_of_a_suite_were_late_all_of_it_runs_again(self):
+        status, lines = self.outcome("", status="0 if pathlib.Path('late').exists() else pathlib.Path('late').touch() or 71")
+        self.assertEqual((status, lines[-1]), (0, "total: 1 passed, 0 failed, 0 skipped"), "\n".join(lines))
+        self.assertEqual(lines[-2], "unstable: fake-0: the suite passed at its second run")
+        status, lines = self.outcome("", status="71")
+        self.assertEqual((status, lines[-1]), (1, "total: 1 passed, 1 failed, 0 skipped"))
+
+    def test_where_setUpClass_failed_all_of_the_suite_runs_again(self):
+        with tempfile.TemporaryDirectory() as folder:
+            module = loaded()
+            module.ROOT, module.BUILD = pathlib.Path(folder), ["true"]
+            (pathlib.Path(folder) / "founded.py").write_text(FOUNDED)
+            module.SUITES = {"founded": module.Suite([], [sys.executable, "founded.py", str(ROOT / "e2e")], 1, served=False)}
+            status, lines = self.run_of(module)
+        self.assertEqual((status, lines[-1]), (0, "total: 2 passed, 0 failed, 0 skipped"), "\n".join(lines))
+
+    def test_what_outlives_a_suite_does_not_hold_up_the_runner(self):
+        begin = time.monotonic()
+        with contextlib.redirect_stdout(io.StringIO()):
+            status, output = loaded().run(["sh", "-c", "sleep 300 & echo done"], 10)
+        self.assertEqual((status, output), (0, "done\n"))
+        self.assertLess(time.monotonic() - begin, 200)
+
+    def test_tools_whose_installation_fails_are_tried_again(self):
+        for script, attempts, wanted in (("test -e twice", 3, 0), ("exit 3", 1, 3), ("exit 1", 3, 1)):
+            with self.subTest(script=script), tempfile.TemporaryDirectory() as path:
+                folder, module = pathlib.Path(path), loaded()
+                module.ROOT, module.INSTALL_PAUSE = folder, 0
+                program = folder / "deploy/tools/install"
+                program.parent.mkdir(parents=True)
+                program.write_text(f"#!/bin/sh\necho >>tried\n[ ! -e once ] || touch twice\ntouch once\n{script}\n")
+                program.chmod(0o755)
+                with contextlib.redirect_stdout(io.StringIO()):
+                    status, _ = module.install(["any"])
+                tried = len((folder / "tried").read_text())
+            self.assertEqual((status, tried), (wanted, attempts if wanted else 2))
+
+    def test_a_suite_that_is_told_to_end_begins_no_other_case_and_ends_what_it_started(self):
+        with tempfile.TemporaryDirectory() as folder:
+            script = pathlib.Path(folder) / "waiting.py"
+            script.write_text(WAITING)
+            suite = subprocess.Popen([sys.executable, script, ROOT / "e2e"], stdout=subprocess.PIPE, text=True)
+            started = int(suite.stdout.readline())
+            self.assertEqual(suite.stdout.readline(), "waits\n")
+            suite.send_signal(signal.SIGTERM)
+            rest, _ = suite.communicate(timeout=60)
+        self.assertNotIn("waits", rest)
+        self.assertEqual((suite.returncode, rest.splitlines()[-1]), (1, "0 passed, 1 failed, 0 skipped"))
+        with self.assertRaises(ProcessLookupError):
+            os.kill(started, 0)
 
     def test_a_program_that_is_older_than_a_source_is_not_packed(self):
         with tempfile.TemporaryDirectory() as path:
