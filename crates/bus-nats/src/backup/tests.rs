@@ -52,9 +52,20 @@ async fn replica_with(config: PoolConfig, replicas: u32) -> Replica {
     let pool = Pool::connect(config).await.unwrap();
     pool.wait_ready(PATIENCE).await.unwrap();
     let links = PoolLinks::new(pool);
-    let log = NatsLog::start(links.clone(), log_config(replicas)).await.unwrap();
     let ledger = LedgerConfig { prefix: "shop".into(), replicas, max_bytes: None };
-    Replica { log, ledger: NatsLedger::start(links, &ledger).await.unwrap() }
+    let log = patiently(async || NatsLog::start(links.clone(), log_config(replicas)).await).await;
+    Replica { log, ledger: patiently(async || NatsLedger::start(links.clone(), &ledger).await).await }
+}
+
+/// Asks again while servers elect or are silent.
+async fn patiently<T, E: std::fmt::Display>(ask: impl AsyncFn() -> Result<T, E>) -> T {
+    let end = std::time::Instant::now() + PATIENCE;
+    loop {
+        match ask().await {
+            Ok(answer) => return answer,
+            Err(error) => assert!(std::time::Instant::now() < end, "{error}"),
+        }
+    }
 }
 
 impl Replica {
@@ -97,7 +108,7 @@ async fn comes_back_as_another_incarnation(old: &str, new: &str, copies: (u32, u
     for n in 0..40 {
         before.publish(&format!("channel-{}", n % 4), &n.to_string()).await;
     }
-    before.ledger.put("block:u1", Some("reason".into()), None, None).await.unwrap();
+    patiently(async || before.ledger.put("block:u1", Some("reason".into()), None, None).await).await;
     let saved = backup(&pool_config(old), "shop", &folder.0).await.unwrap();
     assert_eq!((saved.streams, saved.ledger), (2, true));
     assert!(saved.entries >= 40, "{saved:?}");
@@ -115,7 +126,7 @@ async fn comes_back_as_another_incarnation(old: &str, new: &str, copies: (u32, u
     assert_ne!(fresh.epoch, position.epoch);
     let (history, complete) = after.read("channel-1", Since::Position(fresh.clone())).await;
     assert!(history.is_empty() && complete);
-    let block = after.ledger.get("block:u1").await.unwrap().unwrap();
+    let block = patiently(async || after.ledger.get("block:u1").await).await.unwrap();
     assert_eq!(block.value.as_deref(), Some(b"reason".as_slice()));
     let again = restore(&pool_config(new), "shop", copies.1, &folder.0).await;
     assert!(matches!(again, Err(BackupError::Occupied { .. })), "{again:?}");

@@ -35,8 +35,16 @@ async fn replica(config: &CheckConfig) -> Replica {
     pool.wait_ready(PATIENCE).await.unwrap();
     let links = PoolLinks::new(pool);
     let replicas = NatsReplicas::start(links.clone(), "plenum");
-    let log = NatsLog::start(links.clone(), config.log.clone()).await.unwrap();
-    NatsLedger::start(links, &config.ledger).await.unwrap();
+    let end = Instant::now() + PATIENCE;
+    let log = loop {
+        match NatsLog::start(links.clone(), config.log.clone()).await {
+            Ok(log) => break log,
+            Err(error) => assert!(Instant::now() < end, "{error}"),
+        }
+    };
+    while let Err(error) = NatsLedger::start(links.clone(), &config.ledger).await {
+        assert!(Instant::now() < end, "{error}");
+    }
     Replica { _log: log, _replicas: replicas }
 }
 
@@ -44,12 +52,13 @@ fn bad(checked: &Checked) -> Vec<&Finding> {
     checked.nats.iter().filter(|finding| finding.state > State::Skipped).collect()
 }
 
-/// Until ticks are there, on a machine that is busy; gives the last result.
+/// Until ticks and the servers' clocks are there, on a machine that is busy; gives the last result.
 async fn until_good(config: &CheckConfig) -> Checked {
     let end = Instant::now() + PATIENCE;
     loop {
         let checked = check(config).await;
-        if bad(&checked).is_empty() || Instant::now() > end {
+        let clocks = !checked.clocks.is_empty() && checked.clocks.iter().all(|clock| clock.state == State::Good);
+        if bad(&checked).is_empty() && clocks || Instant::now() > end {
             return checked;
         }
     }

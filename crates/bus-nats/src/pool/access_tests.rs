@@ -34,20 +34,20 @@ async fn the_documented_permissions_are_enough() {
         {user: less, password: pw, permissions: {publish: [">"], subscribe: ["_INBOX_p.>"]}}
     ] }"#;
     let server = NatsServer::start_with(ServerOptions { settings: settings.into(), ..core() }).await.unwrap();
-    let config = |user: &str| PoolConfig {
+    let config = |user: &str, probe_timeout| PoolConfig {
         credentials: Credentials::UserPassword { user: user.into(), password: "pw".into() },
         probe_subject: "p.probe".into(),
         inbox_prefix: "_INBOX_p".into(),
         probe_every: Duration::from_millis(20),
-        probe_timeout: Duration::from_millis(50),
+        probe_timeout,
         ..PoolConfig::new([server.url()])
     };
-    let pool = open(config("full")).await;
+    let pool = open(config("full", Duration::from_secs(2))).await;
     let mut events = pool.events();
     until("round trips are known", || pool.stats().connections.iter().all(|one| one.round_trip_ms.is_some())).await;
     assert!(events.try_recv().is_err(), "nothing is refused");
 
-    let pool = open(config("less")).await;
+    let pool = open(config("less", Duration::from_millis(50))).await;
     until("probes fail", || pool.stats().connections.iter().all(|one| one.failed_probes > 5)).await;
     assert!(pool.stats().connections.iter().all(|one| one.healthy && one.reconnects == 0), "and nothing else");
 }

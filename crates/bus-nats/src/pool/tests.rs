@@ -137,7 +137,8 @@ async fn recycling_and_reloading_under_load_lose_no_message_and_no_order() {
     };
     let started = Instant::now();
     let mut count = 0u64;
-    while started.elapsed() < Duration::from_secs(4) {
+    while started.elapsed() < Duration::from_secs(4) || pool.stats().recycled < 2 {
+        assert!(started.elapsed() < PATIENCE, "{:?}", pool.stats().recycled);
         for channel in 0..8u64 {
             let message = Outgoing::new(format!("load.{channel}"), count.to_string());
             publisher.publish_async(message).await.unwrap();
@@ -148,7 +149,6 @@ async fn recycling_and_reloading_under_load_lose_no_message_and_no_order() {
     assert!(publisher.settled(PATIENCE).await);
     reload.await.unwrap().unwrap();
     assert!(!failures.load(Ordering::Relaxed));
-    assert!(pool.stats().recycled >= 2, "{:?}", pool.stats().recycled);
     let mut seen = [0u64; 8];
     let consumer = stream
         .create_consumer(async_nats::jetstream::consumer::pull::Config {
@@ -172,17 +172,17 @@ async fn recycling_and_reloading_under_load_lose_no_message_and_no_order() {
 async fn connections_spread_over_the_servers_and_move_on_command() {
     let options = ClusterOptions { server: core(), ..ClusterOptions::default() };
     let cluster = NatsCluster::start_with(options).await.unwrap();
-    let pool = open(PoolConfig::new(cluster.urls())).await;
+    // With a delay a new connection would not come in time.
+    let delay = Duration::from_secs(60);
+    let pool = open(PoolConfig { backoff_min: delay, backoff_max: delay, ..PoolConfig::new(cluster.urls()) }).await;
     let servers: BTreeSet<String> = pool.stats().connections.iter().map(|one| one.server.clone()).collect();
     assert_eq!(servers.len(), 3, "{servers:?}");
     let before = pool.stats().connections[1].server.clone();
     let mut events = pool.events();
-    let started = Instant::now();
     pool.force_reconnect(1).await.unwrap();
     let event = next(&mut events, |event| matches!(event.kind, EventKind::Reconnected { .. })).await;
     assert_eq!(event.connection, 1);
     assert_ne!(event.kind, EventKind::Reconnected { server: before });
-    assert!(started.elapsed() < Duration::from_secs(1), "without a delay");
     assert!(matches!(pool.force_reconnect(99).await, Err(PoolError::NoSuchConnection { connection: 99 })));
 }
 
@@ -209,7 +209,8 @@ async fn a_frozen_server_is_noticed_by_client_pings() {
     server.pause().unwrap();
     let started = Instant::now();
     next(&mut events, |event| event.kind == EventKind::Disconnected).await;
-    assert!(started.elapsed() < Duration::from_secs(2), "{:?}", started.elapsed());
+    // By default it takes longer, with a ping every 2 s.
+    assert!(started.elapsed() < Duration::from_secs(4), "{:?}", started.elapsed());
     server.resume().unwrap();
     pool.wait_ready(PATIENCE).await.unwrap();
 }
@@ -262,10 +263,11 @@ async fn a_full_subscription_is_named() {
 #[tokio::test]
 async fn a_lease_held_too_long_is_reclaimed() {
     let server = NatsServer::start_with(core()).await.unwrap();
-    let pool = open(PoolConfig { lease_limit: Duration::from_millis(500), ..PoolConfig::new([server.url()]) }).await;
+    let pool = open(PoolConfig { lease_limit: Duration::from_secs(2), ..PoolConfig::new([server.url()]) }).await;
     let lease = pool.lease();
     lease.client().unwrap().flush().await.unwrap();
-    assert_eq!(pool.stats().leases, 1);
+    let stats = pool.stats();
+    assert_eq!(stats.leases as u64 + stats.leases_reclaimed, 1);
     until("the lease is reclaimed", || pool.stats().leases_reclaimed == 1).await;
     let Err(PoolError::LeaseReclaimed { taken_at }) = lease.client() else { panic!("the lease still holds") };
     assert!(taken_at.file().ends_with("tests.rs"));
@@ -335,11 +337,17 @@ async fn requests_go_where_the_round_trip_is_short_until_it_is_busy() {
     let config =
         PoolConfig { discover_servers: false, probe_every: Duration::from_millis(20), ..PoolConfig::new(urls) };
     let pool = open(config).await;
-    until("round trips are known", || pool.stats().connections.iter().all(|one| one.round_trip_ms.is_some())).await;
-    let stats = pool.stats();
     let near = |one: &&super::ConnectionStats| one.role == Role::Publishing && one.server == servers[1].address();
-    let fast = stats.connections.iter().find(near).expect("one connection goes there").connection;
-    assert!((0..20).all(|_| pool.any().connection() == fast));
+    let far = |one: &&super::ConnectionStats| one.role == Role::Publishing && one.server != servers[1].address();
+    let fast = pool.stats().connections.iter().find(near).expect("one connection goes there").connection;
+    // A round trip on a busy machine may be anything for once.
+    until("the near one is preferred", || {
+        let stats = pool.stats();
+        let [near, far] = [stats.connections.iter().find(near), stats.connections.iter().find(far)]
+            .map(|one| one.expect("one to each").round_trip_ms);
+        near.is_some() && near.map(|near| near * 4.0) < far && (0..20).all(|_| pool.any().connection() == fast)
+    })
+    .await;
     let busy: Vec<_> = (0..2_000).map(|_| pool.any()).collect();
     let elsewhere = busy.iter().filter(|one| one.connection() != fast).count();
     assert!((1..1_000).contains(&elsewhere), "{elsewhere} of 2,000 go the long way");

@@ -141,13 +141,13 @@ async fn a_killed_leader_costs_time_and_no_message() {
         ..Default::default()
     };
     let client = pool.subscribing(0);
-    let mut stream = jetstream::new(client.clone()).create_stream(stream).await.unwrap();
+    let mut stream = NatsCluster::make_stream(&client, stream, "s.a").await.unwrap();
     let config = PublisherConfig { ack_timeout: Duration::from_secs(1), ..PublisherConfig::default() };
     let publisher = Publisher::new(pool, config, |_| {});
     let (mut longest, mut failures) = (Duration::ZERO, 0);
     for number in 0..400u64 {
         if number == 200 {
-            let leader = cluster.stream_leader(&client, "S").await.unwrap();
+            let leader = cluster.leader_of(&client, "S").await.unwrap();
             cluster.kill(leader).unwrap();
         }
         let started = Instant::now();

@@ -1,8 +1,13 @@
 use std::io;
 use std::time::{Duration, Instant};
 
+use async_nats::jetstream::stream::{Config, Stream};
+
 use super::server::again_if_taken;
 use super::{NatsServer, Proxy, ServerOptions, free_port};
+
+/// How long a stream may take to come about and to have a leader.
+const PATIENCE: Duration = Duration::from_secs(30);
 
 /// How a cluster differs from a plain one of three with JetStream.
 #[derive(Clone, Debug)]
@@ -148,6 +153,60 @@ impl NatsCluster {
         let answer = tokio::time::timeout(Duration::from_secs(2), ask).await.ok()?.ok()?;
         let info: serde_json::Value = serde_json::from_slice(&answer.payload).ok()?;
         self.member_named(info["cluster"]["leader"].as_str()?)
+    }
+
+    /// The same, asked until there is one.
+    pub async fn leader_of(&self, client: &async_nats::Client, stream: &str) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            if let Some(leader) = self.stream_leader(client, stream).await {
+                return Ok(leader);
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("nobody leads {stream}")));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Has a stream led by another server than `away`; gives its leader.
+    pub async fn lead_elsewhere(&self, client: &async_nats::Client, stream: &str, away: usize) -> io::Result<usize> {
+        let started = Instant::now();
+        loop {
+            let leader = self.leader_of(client, stream).await?;
+            if leader != away {
+                return Ok(leader);
+            }
+            if started.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("n{away} stays the leader of {stream}")));
+            }
+            // It may take long on slow routes, and nobody answers while there is no leader; its name says whether it happened.
+            let ask = client.request(format!("$JS.API.STREAM.LEADER.STEPDOWN.{stream}"), "".into());
+            let _ = tokio::time::timeout(Duration::from_secs(3), ask).await;
+        }
+    }
+
+    /// Makes a stream whose leader hears what `client` publishes on `subject`: right after the answer neither need be so on a
+    /// busy machine. Stores nothing.
+    pub async fn make_stream(client: &async_nats::Client, config: Config, subject: &'static str) -> io::Result<Stream> {
+        let context = async_nats::jetstream::new(client.clone());
+        let started = Instant::now();
+        loop {
+            // The leader refuses what it is to put into another stream; where nobody listens nobody refuses.
+            let mut headers = async_nats::HeaderMap::new();
+            headers.insert("Nats-Expected-Stream", "another");
+            let failed = match context.create_stream(config.clone()).await {
+                Ok(stream) => match client.request_with_headers(subject, headers, "".into()).await {
+                    Ok(_) => return Ok(stream),
+                    Err(error) => error.to_string(),
+                },
+                Err(error) => error.to_string(),
+            };
+            if started.elapsed() > PATIENCE {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, failed));
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 
     /// The proxy on the route between two members; `None` without proxied routes.

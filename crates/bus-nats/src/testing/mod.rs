@@ -10,9 +10,13 @@ pub use cluster::{ClusterOptions, NatsCluster};
 pub use proxy::Proxy;
 pub use server::{NatsServer, ServerOptions};
 
+use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
+
+use parking_lot::Mutex;
+use rand::Rng;
 
 /// The server binary: `PLENUM_TEST_NATS_SERVER`, else the one that `deploy/tools/install nats` made, else the PATH's.
 fn binary() -> io::Result<PathBuf> {
@@ -30,7 +34,17 @@ fn binary() -> io::Result<PathBuf> {
     })
 }
 
-/// A port that was free a moment ago.
+/// Ports that were given out: a server may not listen on its one yet.
+static GIVEN: Mutex<BTreeSet<u16>> = Mutex::new(BTreeSet::new());
+
+/// A port that was free a moment ago, below the range of outgoing connections, which could take it before the server or
+/// while the server does not run.
 fn free_port() -> io::Result<u16> {
-    Ok(TcpListener::bind(("127.0.0.1", 0))?.local_addr()?.port())
+    for _ in 0..1000 {
+        let port = rand::rng().random_range(10_000..32_000);
+        if GIVEN.lock().insert(port) && TcpListener::bind(("127.0.0.1", port)).is_ok() {
+            return Ok(port);
+        }
+    }
+    Err(io::Error::new(io::ErrorKind::AddrInUse, "no free port"))
 }

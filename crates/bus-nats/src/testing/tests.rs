@@ -56,9 +56,9 @@ async fn a_member_that_is_killed_or_wiped_comes_back() {
     let client = async_nats::connect(cluster.urls()).await.unwrap();
     let context = async_nats::jetstream::new(client.clone());
     let config = async_nats::jetstream::stream::Config { name: "T".into(), num_replicas: 3, ..Default::default() };
-    context.create_stream(config).await.unwrap();
+    NatsCluster::make_stream(&client, config, "T").await.unwrap();
     context.publish("T", "one".into()).await.unwrap().await.unwrap();
-    let leader = cluster.stream_leader(&client, "T").await.unwrap();
+    let leader = cluster.leader_of(&client, "T").await.unwrap();
     cluster.kill(leader).unwrap();
     cluster.servers[leader].wipe_store().unwrap();
     let started = Instant::now();
