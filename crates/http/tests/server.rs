@@ -18,7 +18,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-const LONG: Duration = Duration::from_secs(10);
+const LONG: Duration = Duration::from_secs(60);
 
 fn hello() -> Router {
     Arc::new(|_, _| Box::pin(async { text(StatusCode::OK, "hello\n") }))
@@ -198,7 +198,9 @@ async fn a_handshake_that_does_not_come_is_not_waited_for() {
     let config = ServerConfig { handshake_timeout: Duration::from_millis(200), ..ServerConfig::default() };
     let (address, _stop, _) = start(config, hello(), Some(Arc::new(files.load().unwrap())));
     assert_eq!(answer(&mut send(address, b"").await).await, "");
-    assert!(request_tls(address, &pair).await.is_ok());
+    // A busy machine may not manage a whole handshake in that time.
+    let answered = async { while request_tls(address, &pair).await.is_err() {} };
+    timeout(LONG, answered).await.expect("no handshake in time is answered");
 }
 
 #[tokio::test]
@@ -220,19 +222,16 @@ async fn what_fails_before_a_request_is_told() {
     let files = Files::new("observer");
     files.write(&certificate());
     let tls = Arc::new(files.load().unwrap());
-    let short = ServerConfig {
-        header_timeout: Duration::from_millis(50),
-        handshake_timeout: Duration::from_millis(50),
-        ..ServerConfig::default()
-    };
+    let short = Duration::from_millis(50);
     let garbage: &[u8] = b"GET / HTTP/1.1\r\nHost: a\r\n\r\n";
-    for (tls, sent, expected) in [
-        (None, &b"GET / HTTP/1.1\r\n"[..], Failure::Timeout),
-        (Some(tls.clone()), b"", Failure::Timeout),
-        (Some(tls), garbage, Failure::Tls),
+    for (tls, sent, limit, expected) in [
+        (None, &b"GET / HTTP/1.1\r\n"[..], short, Failure::Timeout),
+        (Some(tls.clone()), b"", short, Failure::Timeout),
+        (Some(tls), garbage, LONG, Failure::Tls),
     ] {
+        let config = ServerConfig { header_timeout: limit, handshake_timeout: limit, ..ServerConfig::default() };
         let (told, mut tells) = tokio::sync::mpsc::unbounded_channel();
-        let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), short.clone())
+        let mut server = Server::bind("127.0.0.1:0".parse().unwrap(), config)
             .unwrap()
             .with_observer(Arc::new(move |failure| told.send(failure).unwrap()));
         if let Some(tls) = tls {

@@ -22,7 +22,7 @@ allow_publish_for_subscriber = true
 fn bench(server: &Server, config: &str, more: &[&str]) -> (Option<i32>, serde_json::Value, String) {
     let url = format!("ws://{}/connection/websocket", server.address);
     let mut arguments = vec!["bench", "session", "--config", config, "--url", &url, "--json"];
-    for unless_said in [["--duration", "1s"], ["--rate", "20"], ["--patience", "3s"]] {
+    for unless_said in [["--duration", "4s"], ["--rate", "20"], ["--patience", "60s"]] {
         if !more.contains(&unless_said[0]) {
             arguments.extend(unless_said);
         }
@@ -39,7 +39,7 @@ fn users_get_what_was_acknowledged_and_the_result_says_so() {
     let server = Server::start(&["--config", &config]);
     for encoding in ["json", "protobuf"] {
         let (status, report, stderr) =
-            bench(&server, &config, &["--users", "9", "--sessions", "3", "--max-p99", "10s", "--encoding", encoding]);
+            bench(&server, &config, &["--users", "9", "--sessions", "3", "--max-p99", "60s", "--encoding", encoding]);
         assert_eq!(status, Some(0), "{report} {stderr}");
         let count = |name: &str| report[name].as_u64().unwrap();
         assert_eq!((count("users_joined"), count("connections"), count("lost"), count("doubled")), (9, 9, 0, 0));
@@ -56,7 +56,9 @@ fn a_missed_threshold_is_the_exit_status() {
     let (status, report, stderr) = bench(&server, &config, &["--users", "2", "--max-p99", "0s"]);
     assert_eq!(status, Some(1), "{report}");
     assert!(stderr.contains("FAILED: p99 latency"), "{stderr}");
-    let (status, report, stderr) = bench(&server, &config, &["--users", "2", "--channel", "closed:"]);
+    // For users that never come it waits all its patience.
+    let closed = ["--users", "2", "--channel", "closed:", "--patience", "3s", "--duration", "1s"];
+    let (status, report, stderr) = bench(&server, &config, &closed);
     assert_eq!((status, report["users_joined"].as_u64()), (Some(1), Some(0)), "{stderr}");
     assert!(report["trouble"].as_str().unwrap().contains("unknown channel"), "{report}");
     let (status, _, stderr) = bench(&server, &config, &["--users", "0"]);
@@ -71,7 +73,7 @@ fn publications_are_spread_over_the_interval_from_the_first_moment_on() {
     let config = folder.write("plenum.toml", SETTINGS);
     let server = Server::start(&["--config", &config]);
     // The last user comes one interval after the first.
-    let spread = ["--users", "100", "--ramp", "50", "--rate", "0.5", "--patience", "60s", "--max-p99", "10s"];
+    let spread = ["--users", "100", "--ramp", "50", "--rate", "0.5", "--duration", "1s", "--max-p99", "60s"];
     let (status, report, stderr) = bench(&server, &config, &spread);
     assert_eq!(status, Some(0), "{report} {stderr}");
     let per_second = report["sent"].as_f64().unwrap() / report["seconds"].as_f64().unwrap();

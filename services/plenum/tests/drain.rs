@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::net::TcpListener;
 use std::time::{Duration, Instant};
 
 use common::{Folder, Server, output};
@@ -43,7 +42,7 @@ async fn clients(address: &str, count: usize) -> Vec<tokio::task::JoinHandle<(u1
 
 #[tokio::test(flavor = "multi_thread")]
 async fn termination_moves_connections_at_a_steady_pace_and_refuses_new_ones() {
-    let mut server = Server::start(&["--set", ANONYMOUS, "--set", "shutdown.drain_time=3s"]);
+    let mut server = Server::start(&["--set", ANONYMOUS, "--set", "shutdown.drain_time=12s"]);
     let clients = clients(&server.address, 30).await;
     server.signal("TERM");
     server.until("/readyz", 503);
@@ -63,9 +62,10 @@ async fn termination_moves_connections_at_a_steady_pace_and_refuses_new_ones() {
     }
     closed.sort();
     let spread = closed[29] - closed[0];
-    assert!(spread > Duration::from_secs(2), "all within {spread:?}, not over the drain time");
+    // Whoever stands still for a moment sees, or closes, several at once: they have that much time.
+    assert!(spread > Duration::from_secs(6), "all within {spread:?}, not over the drain time");
     let most = closed.windows(10).map(|window| window[9] - window[0]).min().unwrap();
-    assert!(most > Duration::from_millis(400), "ten of thirty within {most:?}");
+    assert!(most > Duration::from_millis(1500), "ten of thirty within {most:?}");
     assert_eq!(server.wait(), Some(0));
     assert!(server.log.lock().unwrap().contains("\"drained\""));
 }
@@ -87,17 +87,20 @@ async fn a_second_signal_hurries() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_drain_by_hand_does_the_same() {
-    let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let folder = Folder::new();
-    let text = format!(
-        "[http_server]\ninternal_port = \"{port}\"\n[shutdown]\ndrain_time = \"1s\"\n[client]\nallow_anonymous_connect_without_token = true\n"
-    );
-    let config = folder.write("plenum.toml", &text);
+    let text = "[http_server]\ninternal_port = \"0\"\n[shutdown]\ndrain_time = \"1s\"\n\
+                [client]\nallow_anonymous_connect_without_token = true\n";
+    let config = folder.write("plenum.toml", text);
     let mut server = Server::start(&["--config", &config]);
     let clients = clients(&server.address, 5).await;
     let path = "/drain";
     assert_eq!(server.get(path).0, 404, "the port for clients knows no such path");
-    let (status, stdout, stderr) = output(&["drain", "--config", &config, "--set", "http_server.address=127.0.0.1"]);
+    let port = server.logged("\"serving\"", |line| {
+        let (_, rest) = line.split_once("\"internal\":\"Some(127.0.0.1:")?;
+        Some(format!("http_server.internal_port={}", rest.split_once(')')?.0))
+    });
+    let address = "http_server.address=127.0.0.1";
+    let (status, stdout, stderr) = output(&["drain", "--config", &config, "--set", address, "--set", &port]);
     assert_eq!(status, Some(0), "{stdout}{stderr}");
     for client in clients {
         assert_eq!(client.await.unwrap().0, 3001);

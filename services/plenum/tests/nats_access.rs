@@ -281,7 +281,7 @@ async fn credentials_are_rotated_with_and_without_contact() {
     file("one", "wrong-s3cret");
     server.signal("HUP");
     server.logged("stay as they were", |line| line.contains("nats.user, nats.password").then_some(()));
-    assert_eq!(server.get("/health").0, 200);
+    server.until("/health", 200);
     assert!(publish().contains("\"offset\""));
 
     nats.kill().unwrap();

@@ -20,7 +20,7 @@ async fn get(fixture: &Fixture, path: &str) -> (u16, String) {
     (head.status.as_u16(), String::from_utf8(body.collect().await.unwrap().to_bytes().to_vec()).unwrap())
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_node_that_delivers_is_healthy() {
     let fixture = fixture();
     for _ in 0..3 {
@@ -37,7 +37,7 @@ async fn a_node_that_delivers_is_healthy() {
     assert_eq!(get(&fixture, "/readyz").await.0, 200);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_draining_node_is_alive_but_not_ready() {
     let fixture = fixture();
     fixture.node.stop_accepting();

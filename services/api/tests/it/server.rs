@@ -45,7 +45,7 @@ impl Running {
         socket.write_all(request.as_bytes()).await.unwrap();
         let mut reply = String::new();
         let reading = socket.read_to_string(&mut reply);
-        tokio::time::timeout(Duration::from_secs(10), reading).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(60), reading).await.unwrap().unwrap();
         let (head, body) = reply.split_once("\r\n\r\n").unwrap();
         (head[9..12].parse().unwrap(), head.to_ascii_lowercase(), body.to_owned())
     }

@@ -10,7 +10,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-pub const DEADLINE: Duration = Duration::from_secs(20);
+/// For what a server that runs does, on a busy machine.
+pub const DEADLINE: Duration = Duration::from_secs(60);
 
 pub fn plenum(arguments: &[&str]) -> Command {
     clean(Command::new(env!("CARGO_BIN_EXE_plenum")), arguments)
@@ -160,6 +161,19 @@ impl Server {
                 return body;
             }
             assert!(Instant::now() < end, "{path}: {found}, not {status}: {body}\n{}", self.log.lock().unwrap());
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+
+    /// Waits until a page holds this text.
+    pub fn shows(&self, path: &str, text: &str) {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let (_, body) = self.get(path);
+            if body.contains(text) {
+                return;
+            }
+            assert!(Instant::now() < end, "{path}: no {text} in {body}\n{}", self.log.lock().unwrap());
             std::thread::sleep(Duration::from_millis(10));
         }
     }

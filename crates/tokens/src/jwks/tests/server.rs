@@ -122,7 +122,7 @@ impl KeyServer {
                 tokio::task::yield_now().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(10), reached).await.expect("the server is asked");
+        tokio::time::timeout(Duration::from_secs(60), reached).await.expect("the server is asked");
     }
 }
 
