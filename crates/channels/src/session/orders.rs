@@ -281,8 +281,8 @@ impl Session {
 
     /// Enters every presence entry of this connection again.
     fn announce_again(&mut self) {
-        let Phase::Connected(connected) = &self.phase else { return };
-        for subscription in connected.subscriptions.iter().filter(|subscription| subscription.seat.is_some()) {
+        let Phase::Connected(connected) = &mut self.phase else { return };
+        for subscription in connected.subscriptions.iter_mut().filter(|subscription| subscription.seat.is_some()) {
             enter_again(self.flight.get_or_insert_default(), subscription);
         }
     }
@@ -335,9 +335,10 @@ impl Session {
 }
 
 /// Makes a subscription's presence entry again; commands on its channel wait for that.
-fn enter_again(flight: &mut Flight, subscription: &Subscription) {
-    let Some(seat) = &subscription.seat else { return };
-    let (entering, channel) = (seat.enter(), subscription.channel().clone());
+fn enter_again(flight: &mut Flight, subscription: &mut Subscription) {
+    let channel = subscription.channel().clone();
+    let Some(seat) = &mut subscription.seat else { return };
+    let entering = seat.enter_again();
     flight.block(channel.clone());
     let future = async move {
         if let Err(error) = entering.await {

@@ -73,7 +73,12 @@ struct Visible {
     join: Join,
     /// The session has the subscription.
     adopted: bool,
+    /// There once the entry was made again.
+    renewal: Option<Arc<Renewal>>,
 }
+
+/// Whether the entry was taken back, which one that is still being made must not outlive.
+type Renewal = tokio::sync::Mutex<bool>;
 
 /// What becomes of seats when their connection ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -109,7 +114,7 @@ impl Seat {
             }
         };
         let (caller, channel) = (caller.clone(), channel.clone());
-        Seat(Some(Visible { caller, channel, info, presence, announced: false, join, adopted: false }))
+        Seat(Some(Visible { caller, channel, info, presence, announced: false, join, adopted: false, renewal: None }))
     }
 
     /// The session has the subscription: from here on the seat ends as the subscription does.
@@ -119,7 +124,7 @@ impl Seat {
         }
     }
 
-    /// Makes the presence entry, if the subscription has one; again for a new lease.
+    /// Makes the presence entry, if the subscription has one.
     pub(super) fn enter(&self) -> impl Future<Output = Result<(), PresenceError>> + Send + 'static {
         let entering = self.0.as_ref().map(Visible::enter);
         async move {
@@ -127,6 +132,19 @@ impl Seat {
                 Some(entering) => entering.await,
                 None => Ok(()),
             }
+        }
+    }
+
+    /// Makes the presence entry again, unless the seat is given up before: for a new lease, or with other information.
+    pub(super) fn enter_again(&mut self) -> impl Future<Output = Result<(), PresenceError>> + Send + 'static {
+        let entering = self.0.as_mut().map(|visible| {
+            let renewal = visible.renewal.get_or_insert_default().clone();
+            (visible.enter(), renewal)
+        });
+        async move {
+            let Some((entering, renewal)) = entering else { return Ok(()) };
+            let taken_back = renewal.lock().await;
+            if *taken_back { Ok(()) } else { entering.await }
         }
     }
 
@@ -225,6 +243,13 @@ impl Visible {
     async fn leave(self) {
         if !self.exit() {
             return;
+        }
+        let mut renewal = match &self.renewal {
+            Some(renewal) => Some(renewal.lock().await),
+            None => None,
+        };
+        if let Some(taken_back) = &mut renewal {
+            **taken_back = true;
         }
         let Caller { node, identity, .. } = &self.caller;
         if self.presence

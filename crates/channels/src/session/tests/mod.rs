@@ -20,7 +20,7 @@ mod slow;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 use std::time::Duration;
 
@@ -140,13 +140,16 @@ struct Cluster {
     copies: Option<Arc<dyn Copies>>,
     /// While true nobody can enter presence.
     away: Arc<AtomicBool>,
+    /// Milliseconds before an entry is made.
+    join_ms: Arc<AtomicU64>,
     started: u32,
 }
 
-/// Presence whose store may be away.
+/// Presence whose store may be away, or slow.
 struct Faltering {
     presence: Arc<dyn Presence>,
     away: Arc<AtomicBool>,
+    join_ms: Arc<AtomicU64>,
 }
 
 #[async_trait]
@@ -157,6 +160,7 @@ impl Presence for Faltering {
             tokio::time::sleep(Duration::from_millis(100)).await;
             return Err(PresenceError::Unavailable { reason: "away".into() });
         }
+        tokio::time::sleep(Duration::from_millis(self.join_ms.load(Ordering::Relaxed))).await;
         self.presence.join(channel, member).await
     }
 
@@ -197,6 +201,7 @@ impl Cluster {
             log: None,
             copies: None,
             away: Arc::default(),
+            join_ms: Arc::default(),
             started: 0,
         }
     }
@@ -207,7 +212,11 @@ impl Cluster {
         let parts = Parts {
             settings,
             log: self.log.clone().unwrap_or_else(|| self.broker.replica()),
-            presence: Arc::new(Faltering { presence: self.presence.replica(&name), away: self.away.clone() }),
+            presence: Arc::new(Faltering {
+                presence: self.presence.replica(&name),
+                away: self.away.clone(),
+                join_ms: self.join_ms.clone(),
+            }),
             control: self.control.side(),
             tokens: Arc::new(Spelled),
             metrics: Metrics::new().unwrap(),

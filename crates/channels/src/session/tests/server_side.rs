@@ -1,10 +1,12 @@
 //! Subscriptions that the server makes, and orders from the server API.
 
+use std::sync::atomic::Ordering;
+
 use bytes::Bytes;
 use plenum_protocol::codes::Unsubscribed;
 use plenum_protocol::{ConnectRequest, Disconnect, Encoding, PushEvent, ReplyResult, Request, SubscribeRequest};
 
-use super::{Client, api_publish, node, open_namespace, settings, text};
+use super::{Client, Cluster, api_publish, node, open_namespace, settings, text};
 use crate::node::unix_now;
 use crate::{NamespaceOptions, SubscribeOptions, Target};
 
@@ -148,6 +150,30 @@ async fn the_api_refreshes() {
     }
     node.refresh(user("anna"), true, 0, None).await.unwrap();
     assert_eq!(client.close().await, Disconnect::EXPIRED);
+}
+
+/// The entry is being made again, with other information, when the subscription ends.
+#[tokio::test(start_paused = true)]
+async fn an_entry_that_is_renewed_does_not_outlive_its_subscription() {
+    let mut cluster = Cluster::new();
+    let node = cluster.replica(settings());
+    let (mut client, _) = Client::connect_as(&node, "anna").await;
+    client.subscribe("log:a", None).await.unwrap();
+    let info = || async {
+        node.presence("log:a").await.unwrap().into_iter().map(|it| it.conn_info.clone()).collect::<Vec<_>>()
+    };
+    assert_eq!(info().await, [Bytes::new()]);
+    cluster.join_ms.store(200, Ordering::Relaxed);
+    let refresh = |info: &'static str| node.refresh(user("anna"), false, unix_now() + 100, Some(info.into()));
+    refresh("1").await.unwrap();
+    client.idle(1).await;
+    assert_eq!(info().await, ["1"]);
+    refresh("2").await.unwrap();
+    while !matches!(client.push().await.event, PushEvent::Refresh { .. }) {}
+    node.unsubscribe(user("anna"), "log:a", Unsubscribed { code: 2500, reason: "".into() }).await.unwrap();
+    while !matches!(client.push().await.event, PushEvent::Unsubscribe { .. }) {}
+    client.idle(2).await;
+    assert!(info().await.is_empty(), "shown for ever");
 }
 
 #[tokio::test(start_paused = true)]
