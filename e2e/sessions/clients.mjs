@@ -9,7 +9,7 @@ import http from 'node:http';
 import { createRequire } from 'node:module';
 import { createInterface } from 'node:readline';
 import { Witness, check } from '../faults/checker.mjs';
-import { refusals, takeovers } from './takeover.mjs';
+import { answers, takeovers } from './takeover.mjs';
 
 const settings = JSON.parse(process.argv[2]);
 const requireTool = createRequire(`${process.env.PLENUM_TOOLS}/node/`);
@@ -55,7 +55,10 @@ setInterval(() => {
 const groups = new Map();
 const witnesses = [];
 
-/** Connects to the replica `home` first, then to the next one each time, or always to `home` when pinned. */
+/**
+ * Connects to the replica `home` first, then to the next one each time, or always to `home` when pinned. `open` has the socket, its
+ * replica, and the pings that came on it (of JSON).
+ */
 function sockets(home, pinned, open) {
   let turn = home;
   return class extends WebSocket {
@@ -63,6 +66,10 @@ function sockets(home, pinned, open) {
       super(`ws://127.0.0.1:${endpoints[turn % endpoints.length]}/connection/websocket`, ...rest);
       open.socket = this;
       open.replica = turn % endpoints.length;
+      open.pings = 0;
+      this.on('message', (data, binary) => {
+        if (!binary && open.socket === this) open.pings += String(data).split('\n').filter((line) => line === '{}').length;
+      });
       if (!pinned) turn += 1;
     }
   };
@@ -137,7 +144,7 @@ class Member {
 
   described() {
     const { user, ids, connects, asked, codes, errors, seen, connectedAt, endedAt } = this;
-    const states = { client: this.client.state, sub: this.sub?.state, replica: this.state.replica };
+    const states = { client: this.client.state, sub: this.sub?.state, replica: this.state.replica, pings: this.state.pings };
     return { user, ids, connects, asked, codes, errors: errors.slice(-5), seen, connectedAt, endedAt, ...states };
   }
 }
@@ -380,7 +387,12 @@ const commands = {
   async key({ tokenKey, ports }) {
     const before = token('somebody');
     settings.tokenKey = tokenKey;
-    return { codes: await refusals(WebSocket, ports, before) };
+    return { codes: await answers(WebSocket, ports, before) };
+  },
+
+  /** What each replica answers to a connect of this user. */
+  async answers({ user }) {
+    return { answers: await answers(WebSocket, endpoints, token(user)) };
   },
 
   /** Changes how long publishers wait. */

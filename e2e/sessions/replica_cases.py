@@ -70,7 +70,7 @@ def paused_for(system, figures, wrong, length):
         finally:
             system.replicas[1].thaw()
         thawed = time.time()
-        last = max((at for at, _, _, shown in sampler.samples if shown and shown & held and at < thawed), default=frozen)
+        last = max((at for at, _, _, shown, _ in sampler.samples if shown and shown & held and at < thawed), default=frozen)
         right = whole(system, groups, seconds=30)
     # Who comes back after the replica stopped counting is announced again.
     frame.judge(figures, wrong, NOTICED_SECONDS, ATTEMPT_SECONDS, kinds=("leave",))

@@ -46,8 +46,11 @@ class Resumes:
             self.sum += counted(replica) - base
         self.system.change_key(first=True)
         accepted = self.sum.pop("accepted", 0)
+        # The ledger did not answer in time: who is told so comes again with the same token.
+        later = self.sum.pop("unavailable", 0)
         figures["came back, their connection tokens void"] = (
-            f"{back} times, {accepted} resumes accepted, refused: {dict(self.sum) or 'none'}; connection tokens asked for: {asked}")
+            f"{back} times, {accepted} resumes accepted, told to come again: {later}, "
+            f"refused: {dict(self.sum) or 'none'}; connection tokens asked for: {asked}")
         checks = (
             (back, "nobody came back"),
             # A resume whose reply did not arrive is accepted as well, and repeated.

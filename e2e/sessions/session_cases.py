@@ -9,7 +9,7 @@ from system import CHANNELS, STAYS, Refused, Sampler
 
 GHOST_SECONDS = 5.0  # how long somebody may be shown whose replica was killed
 CENSUS_SECONDS = 6  # after that long replicas have judged one that is silent, and every held back leave was told
-PING_SECONDS = 2  # client.ping_interval of e2e/plenum.json
+IN_FORCE_SECONDS = 1.0  # until a block, or its end, is in force on every replica
 REBUILT_SECONDS = 2  # a look at Redis each second, and the time to write
 # What a busy machine may add to a stall; Redis is away for longer in each case.
 STALL_SECONDS = 2
@@ -180,7 +180,8 @@ def ghosts(system, figures, wrong):
     age = (last or killed) - killed
     figures["shown after the kill"] = seconds(age)
     figures["samples"] = f"{len(sampler.samples)}, refused: {sampler.errors or 'none'}"
-    require(wrong, age <= GHOST_SECONDS, f"somebody was shown for {age:.1f} s")
+    late = system.stalls.since(killed)
+    require(wrong, age <= GHOST_SECONDS + late, f"somebody was shown for {age:.1f} s; this process stood still for {late:.1f} s")
     require(wrong, last, "they were never shown")
     crowd = {each for there in expected(system).values() for each in there}
     left = [each for each in told(system, killed, crowd) if each["kind"] == "leave"]
@@ -218,8 +219,8 @@ def tabs(system, figures, wrong):
     system.clients.run("cut", group="tab-1")
     back = system.clients.run("back", group="tab-1", connects=[1])["members"][0]
     require(wrong, back["ids"] == first["ids"], f"the cut tab came back as somebody else: {back}")
-    # The answer to the ping that follows a resume confirms the successor; on a busy machine that may take a while.
-    time.sleep(2 * PING_SECONDS)
+    # The answer to the ping that follows a resume confirms the successor. With the third, the answer to the second has been there.
+    until("three pings after the resume", lambda: look(system, "tab-1")[0]["pings"] >= 3, 30)
     # The fence is in the ledger: nothing that a Redis failover could forget is needed to refuse the copy.
     emptied(system)
     thief = system.clients.run("group", group="thief", homes=[2], data=copied, **settings)["members"][0]
@@ -244,37 +245,53 @@ def tabs(system, figures, wrong):
 @case("a blocked user is out on every replica within a second", short=True)
 def blocked(system, figures, wrong):
     system.clients.run("group", group="blocked", count=6, user="blocked-user", channel="room:blocked")
+    stalls(system)
     begin = time.time()
-    system.api("block_user", 0, user="blocked-user")
+    system.api("block_user", 0, seconds=10, user="blocked-user")
     answered = time.time()
-    members = system.clients.run("ended", group="blocked", seconds=5)["members"]
+    members = system.clients.run("ended", group="blocked", seconds=15)["members"]
     ages = [member["endedAt"] / 1000 - begin for member in members]
     codes = sorted({member["codes"][-1] for member in members})
     figures["api answered"] = f"after {answered - begin:.2f} s"
     figures["the last of 6 connections was closed"] = f"{max(ages):.2f} s after the call, codes {codes}"
-    require(wrong, max(ages) <= 1.0, f"closed only after {max(ages):.2f} s")
+    in_force(system, wrong, max(ages), begin, "closed only")
     require(wrong, codes == [3507], f"codes {codes}")
     system.clients.run("dismiss", group="blocked")
     refused_everywhere(system, wrong, "blocked-user")
-    system.api("unblock_user", 1, user="blocked-user")
-    time.sleep(1)
-    system.clients.run("group", group="free", count=3, user="blocked-user", channel="", seconds=5)
+    stalls(system)
+    begin = time.time()
+    system.api("unblock_user", 1, seconds=10, user="blocked-user")
+    until("every replica lets the user in again",
+          lambda: system.clients.run("answers", user="blocked-user")["answers"] == ["connected"] * 3, 15)
+    took = time.time() - begin
+    figures["every replica let the user in again"] = f"{took:.2f} s after the call"
+    in_force(system, wrong, took, begin, "let in again only")
+    system.clients.run("group", group="free", count=3, user="blocked-user", channel="")
     system.clients.run("dismiss", group="free")
     blocked_while_away(system, figures, wrong)
     whole(system)
+
+
+def in_force(system, wrong, took, begin, what):
+    """Whether it was soon enough since `begin`, beside what this process or that of the clients stood still since then."""
+    late = max(stalls(system)[0]["late"], system.stalls.since(begin))
+    require(wrong, took <= IN_FORCE_SECONDS + late, f"{what} after {took:.2f} s; the machine stood still for {late:.2f} s")
 
 
 def refused_everywhere(system, wrong, user):
     """A connect of a blocked user is refused with 3507 on each of the three replicas."""
     before = len(wrong)
     try:
-        system.clients.run("group", group="again", count=3, user=user, channel="", pinned=True, seconds=2)
-        wrong.append("a blocked user connected")
+        system.clients.run("group", group="again", count=3, user=user, channel="", pinned=True, seconds=0)
+    except Failure:
+        pass  # nobody is connected at once
+    try:
+        again = system.clients.run("ended", group="again", seconds=30)["members"]
     except Failure:
         again = look(system, "again")
-        require(wrong, all(each["client"] == "disconnected" and each["codes"][-1] == 3507 for each in again),
-                f"not refused with 3507: {again}")
-        require(wrong, len(wrong) > before or {each["replica"] for each in again} == {0, 1, 2}, "not all replicas were asked")
+    require(wrong, all(each["client"] == "disconnected" and each["codes"][-1] == 3507 and not each["connects"] for each in again),
+            f"not refused with 3507: {again}")
+    require(wrong, len(wrong) > before or {each["replica"] for each in again} == {0, 1, 2}, "not all replicas were asked")
     system.clients.run("dismiss", group="again")
 
 
@@ -284,21 +301,22 @@ def blocked_while_away(system, figures, wrong):
     system.clients.run("group", group="away", count=6, user=user, channel="", pinned=True, patience=60_000)
     system.replicas[1].freeze()
     try:
-        system.api("block_user", 0, user=user)
+        system.api("block_user", 0, seconds=10, user=user)
         emptied(system)
         time.sleep(AWAY_SECONDS)
     finally:
+        stalls(system)
+        thawed = time.time()
         system.replicas[1].thaw()
-    thawed = time.time()
-    members = system.clients.run("ended", group="away", seconds=10)["members"]
+    members = system.clients.run("ended", group="away", seconds=30)["members"]
     late = max(member["endedAt"] / 1000 - thawed for member in members if member["replica"] == 1)
     codes = sorted({member["codes"][-1] for member in members})
     figures["closed by a replica that was paused, Redis emptied"] = f"{late:.2f} s after it went on, codes {codes}"
-    require(wrong, late <= 1.0, f"closed only {late:.2f} s after the replica went on")
+    in_force(system, wrong, late, thawed, "the replica that was paused closed only")
     require(wrong, codes == [3507], f"codes {codes}")
     system.clients.run("dismiss", group="away")
     refused_everywhere(system, wrong, user)
-    system.api("unblock_user", 1, user=user)
+    system.api("unblock_user", 1, seconds=10, user=user)
 
 
 def sequences(system, figures, wrong):

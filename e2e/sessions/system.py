@@ -57,8 +57,32 @@ class Clients(Load):
         return self.ask(json.dumps({"run": command, **settings}), wait)
 
 
+class Stalls(threading.Thread):
+    """Notes for how long this process was not scheduled, from now on: what is measured by its clock, or on a machine that stood
+    still, may be late by as much."""
+
+    STEP = 0.02
+
+    def __init__(self):
+        super().__init__(daemon=True)
+        self.noted = []
+        self.start()
+
+    def run(self):
+        while True:
+            before = time.monotonic()
+            time.sleep(self.STEP)
+            self.noted.append((time.time(), time.monotonic() - before - self.STEP))
+            del self.noted[:-5000]
+
+    def since(self, at):
+        """Seconds of all stalls since then, what every sleep takes too long left out."""
+        return sum(length for end, length in list(self.noted) if end > at and length > self.STEP / 2)
+
+
 class Sampler:
-    """Asks replicas again and again who is present in the channels; a sample is (time, replica, channel, clients or None)."""
+    """Asks replicas again and again who is present in the channels; a sample is (when it was answered, replica, channel, clients or
+    None, when it was asked)."""
 
     def __init__(self, system, replicas, channels=None):
         self.system, self.samples, self.errors = system, [], {}
@@ -80,25 +104,26 @@ class Sampler:
 
     def _ask(self, number, channel):
         while not self.ended.is_set():
+            asked = time.time()
             try:
                 clients = frozenset(self.system.present(channel, number))
-            except (Refused, OSError, http.client.HTTPException) as error:
+            except (Refused, OSError) as error:
                 clients = None
                 # Addresses differ from one answer to the next: only what it says is counted.
                 text = re.sub(r"\d+\.\d+\.\d+\.\d+:\d+.*", "…", str(error) or type(error).__name__)
                 self.errors[text] = self.errors.get(text, 0) + 1
-            self.samples.append((time.time(), number, channel, clients))
+            self.samples.append((time.time(), number, channel, clients, asked))
             self.ended.wait(SAMPLE_SECONDS)
 
     def last_shown(self, clients):
-        """When one of these was shown last."""
-        return max((at for at, _, _, there in self.samples if there and there & clients), default=None)
+        """When somebody last asked who was shown one of these: the answer itself may have been late."""
+        return max((asked for _, _, _, there, asked in self.samples if there and there & clients), default=None)
 
     def hidden(self, expected):
         """Longest time for which answers lacked somebody who was there: from the first that did to the next that did not.
         `expected` is a set of clients by channel."""
         first, longest = {}, 0.0
-        for at, number, channel, there in self._sorted():
+        for at, number, channel, there, _ in self._sorted():
             if there is None:
                 continue
             if not expected[channel] <= there:
@@ -110,7 +135,7 @@ class Sampler:
     def stall(self):
         """Longest time between two answers about a channel, of one replica, that were no errors."""
         last, longest = {}, 0.0
-        for at, number, channel, there in self._sorted():
+        for at, number, channel, there, _ in self._sorted():
             if there is not None:
                 longest = max(longest, at - last.get((number, channel), at))
                 last[number, channel] = at
@@ -136,7 +161,7 @@ class System:
             log_path = LOGS / f"sessions-replica-{number}.log"
             log_path.write_bytes(b"")
             self.replicas.append(Replica(number, folder, settings, log_path))
-        self.clients = None
+        self.clients, self.stalls = None, Stalls()
         self.settings = {
             "endpoints": [replica.port for replica in self.replicas], "apiKey": self.key,
             "tokenKey": self.token_key, "channels": CHANNELS, "publishers": 8, "pauseMs": 100,
@@ -216,26 +241,30 @@ class System:
                     shutil.copy(node.log_path, LOGS / f"sessions-{node.name}.log")
         return problem
 
-    def api(self, method, number=STAYS, seconds=3, **body):
+    def _ask(self, number, seconds, *request):
         connection = http.client.HTTPConnection("127.0.0.1", self.replicas[number].port, timeout=seconds)
         try:
-            headers = {"content-type": "application/json", "x-api-key": self.key}
-            connection.request("POST", f"/api/{method}", json.dumps(body), headers)
-            answer = json.loads(connection.getresponse().read())
+            connection.request(*request, {"content-type": "application/json", "x-api-key": self.key})
+            response = connection.getresponse()
+            text = response.read()
+            return json.loads(text)
+        except http.client.HTTPException as error:
+            raise ConnectionError(f"{type(error).__name__}: {error}") from error
+        except ValueError as error:
+            raise ConnectionError(f"HTTP {response.status}: {text[:80]}") from error
         finally:
             connection.close()
+
+    def api(self, method, number=STAYS, seconds=3, **body):
+        """The result; `Refused` of an error that the API tells, `OSError` where it does not answer."""
+        answer = self._ask(number, seconds, "POST", f"/api/{method}", json.dumps(body))
         if "error" in answer:
             raise Refused(answer["error"])
         return answer["result"]
 
     def well(self, dependency, number=STAYS, seconds=3):
         """What each replica says of what it leans on, in the stats that one gives: True where all is well."""
-        connection = http.client.HTTPConnection("127.0.0.1", self.replicas[number].port, timeout=seconds)
-        try:
-            connection.request("GET", "/api/stats", headers={"x-api-key": self.key})
-            answer = json.loads(connection.getresponse().read())
-        finally:
-            connection.close()
+        answer = self._ask(number, seconds, "GET", "/api/stats", None)
         return [each["ok"] for node in answer["nodes"] for each in node["dependencies"] if each["name"] == dependency]
 
     def present(self, channel, number=STAYS):

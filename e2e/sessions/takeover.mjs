@@ -66,16 +66,16 @@ class Raw {
 
 const latest = (seen) => seen.at(-1)?.at ?? 0;
 
-/** The close code of a connect with this token at each port. */
-export async function refusals(WebSocket, ports, token) {
-  const refused = async (port) => {
+/** What a connect with this token comes to at each port: a close code, "connected", or an error as text. */
+export async function answers(WebSocket, ports, token) {
+  const answer = async (port) => {
     const raw = new Raw(WebSocket, port);
     await raw.opened;
     const reply = await raw.ask({ connect: { token } });
     raw.socket.terminate();
-    return reply.closed ?? 'a reply';
+    return reply.closed ?? (reply.connect ? 'connected' : JSON.stringify(reply));
   };
-  return Promise.all(ports.map(refused));
+  return Promise.all(ports.map(answer));
 }
 
 /** The commands; one takeover at a time. */
