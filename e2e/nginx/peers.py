@@ -94,7 +94,16 @@ class WebSocket:
             raise Refused(answer)
 
     def _line(self):
-        return self.reader.readline().decode().rstrip("\r\n")
+        line = self.reader.readline().decode()
+        if not line.endswith("\n"):
+            raise ConnectionError("closed during the handshake")
+        return line.rstrip("\r\n")
+
+    def _bytes(self, count):
+        data = self.reader.read(count)
+        if len(data) < count:
+            raise ConnectionError("closed in the middle of a message")
+        return data
 
     def __enter__(self):
         return self
@@ -137,10 +146,10 @@ class WebSocket:
                 return None
             size = head[1] & 127
             if size == 126:
-                size = struct.unpack(">H", self.reader.read(2))[0]
+                size = struct.unpack(">H", self._bytes(2))[0]
             elif size == 127:
-                size = struct.unpack(">Q", self.reader.read(8))[0]
-            payload = self.reader.read(size)
+                size = struct.unpack(">Q", self._bytes(8))[0]
+            payload = self._bytes(size)
             if head[0] & 15 == 1:
                 self.waiting = [json.loads(line) for line in payload.decode().splitlines()]
         return self.waiting.pop(0)

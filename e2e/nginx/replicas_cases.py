@@ -252,20 +252,20 @@ class Replicas(unittest.TestCase):
 
     def test_a_connection_on_which_nothing_is_said_stays_open(self):
         """Pings of the server keep it open beyond the time-out; without them it would be cut."""
-        self.nginx.reload(STREAM_TIMEOUT="4s")
+        self.nginx.reload(STREAM_TIMEOUT="10s")
         self.addCleanup(lambda: self.nginx.reload(STREAM_TIMEOUT="60s"))
         pinging = self.replicas[0]
         self.addCleanup(lambda: self.pings(pinging, 25, "8s"))
-        self.pings(pinging, 2, "1900ms")
+        self.pings(pinging, 4, "3900ms")
 
         def pinged():
             client = WebSocket(self.port)
-            if client.command(connect={})["connect"].get("ping") != 2:
+            if client.command(connect={})["connect"].get("ping") != 4:
                 self.open.append(client)  # at another replica: the next one goes where fewer are
                 return None
             return client
 
-        client = until("a connection with pings every two seconds", pinged)
+        client = until("a connection with pings every four seconds", pinged)
         with client:
             for _ in range(3):  # more than the time-out
                 self.assertEqual(client.next(), {}, "it was cut")
