@@ -91,8 +91,9 @@ mod tests {
 
     #[tokio::test]
     async fn copies_conform_on_a_cluster_and_on_one_server() {
-        let (cluster, server) = (Arc::new(RedisCluster::start().await.unwrap()), RedisServer::start().await.unwrap());
-        for config in [cluster.config(), server.config()] {
+        let (cluster, server) =
+            (Arc::new(RedisCluster::start_steady().await.unwrap()), RedisServer::start().await.unwrap());
+        for config in [cluster.patient(), server.patient()] {
             let n = std::sync::atomic::AtomicU32::new(0);
             copies_suite(async |replicas| {
                 let n = n.fetch_add(1, std::sync::atomic::Ordering::Relaxed);

@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant};
 
+use plenum_channels::conformance::Stalls;
+
 use super::*;
 use crate::keys::Key;
 use crate::script::Script;
@@ -33,6 +35,12 @@ async fn key_of(redis: &Redis, cluster: &RedisCluster, server: usize) -> Key {
 
 fn add(key: &Key, by: i64) -> Call {
     Call::script(&ADD, &[key], [Value::Integer(by)])
+}
+
+/// The bound holds for the time that this process could run.
+fn within(bound: Duration, started: Instant, stalls: &Stalls) {
+    let (took, stood) = (started.elapsed(), stalls.since(started));
+    assert!(took < bound + stood, "{took:?}, of which it stood still for {stood:?}");
 }
 
 /// Repeats until it works.
@@ -71,10 +79,10 @@ async fn a_server_that_is_away_at_the_start_is_waited_for() {
     let redis = open(server.config());
     let client = redis.client(Purpose::Sessions);
     let key = key(&redis, "a");
-    let started = Instant::now();
+    let (stalls, started) = (Stalls::watch(), Instant::now());
     let away = client.call(add(&key, 1)).await;
+    within(Duration::from_millis(1000), started, &stalls);
     assert!(matches!(away, Err(CallError::Unavailable { .. })), "nothing can have been executed: {away:?}");
-    assert!(started.elapsed() < Duration::from_millis(1000), "{:?}", started.elapsed());
     assert!(!client.servers()[0].connected);
     server.restart().await.unwrap();
     assert_eq!(patiently(&client, add(&key, 1)).await, Value::Integer(1));
@@ -89,11 +97,11 @@ async fn a_frozen_server_leaves_writes_indeterminate_and_reads_unavailable() {
     let key = key(&redis, "a");
     patiently(&client, add(&key, 1)).await;
     server.pause().unwrap();
-    let started = Instant::now();
+    let (stalls, started) = (Stalls::watch(), Instant::now());
     let (wrote, read) = tokio::join!(client.call(add(&key, 1)), client.call(Call::command("GET", &key, []).reading()));
+    within(Duration::from_millis(1000), started, &stalls);
     assert!(matches!(wrote, Err(CallError::Indeterminate { .. })), "{wrote:?}");
     assert!(matches!(read, Err(CallError::Unavailable { .. })), "{read:?}");
-    assert!(started.elapsed() < Duration::from_millis(1000), "{:?}", started.elapsed());
     server.resume().unwrap();
     // What is asked for next comes after what was under way.
     let value = patiently(&client, Call::command("GET", &key, []).reading()).await;
@@ -103,7 +111,7 @@ async fn a_frozen_server_leaves_writes_indeterminate_and_reads_unavailable() {
 #[tokio::test]
 async fn too_many_calls_under_way_fail_at_once() {
     let server = RedisServer::start().await.unwrap();
-    let redis = open(RedisConfig { max_in_flight: 8, ..server.config() });
+    let redis = open(RedisConfig { max_in_flight: 8, ..server.patient() });
     let client = redis.client(Purpose::Sessions);
     let key = key(&redis, "a");
     patiently(&client, add(&key, 1)).await;
@@ -118,7 +126,7 @@ async fn too_many_calls_under_way_fail_at_once() {
     let started = Instant::now();
     let refused = client.call(add(&key, 1)).await;
     assert!(matches!(refused, Err(CallError::Unavailable { .. })), "{refused:?}");
-    assert!(started.elapsed() < Duration::from_millis(100), "{:?}", started.elapsed());
+    assert!(started.elapsed() < Duration::from_secs(5), "long before its deadline: {:?}", started.elapsed());
     server.resume().unwrap();
     for one in waiting {
         one.await.unwrap().unwrap();
@@ -188,8 +196,8 @@ async fn primaries_that_are_away_are_told() {
 
 #[tokio::test]
 async fn moved_and_moving_slots_are_followed() {
-    let cluster = RedisCluster::start().await.unwrap();
-    let redis = open(cluster.config());
+    let cluster = RedisCluster::start_steady().await.unwrap();
+    let redis = open(cluster.patient());
     let client = redis.client(Purpose::Sessions);
     let key = key_of(&redis, &cluster, 0).await;
     assert_eq!(client.call(add(&key, 1)).await, Ok(Value::Integer(1)));
@@ -198,7 +206,7 @@ async fn moved_and_moving_slots_are_followed() {
     let moved = cluster.servers[1].address();
     let mut slots = redis.watch_slots();
     let seen = slots.wait_for(|slots| slots.owner(key.slot()).is_some_and(|node| node.address == moved));
-    tokio::time::timeout(Duration::from_secs(5), seen).await.unwrap().unwrap();
+    tokio::time::timeout(Duration::from_secs(30), seen).await.unwrap().unwrap();
     cluster.begin_move(key.slot(), 2).await.unwrap();
     let absent = redis.keys().part("test", &redis.keys().tag_in(|slot| slot == key.slot()).unwrap(), "absent");
     assert_eq!(client.call(add(&key, 1)).await, Ok(Value::Integer(3)), "still there");
@@ -215,11 +223,11 @@ async fn a_failover_in_good_order_is_hardly_seen() {
     let key = key_of(&redis, &cluster, 0).await;
     patiently(&client, add(&key, 1)).await;
     let calls = tokio::spawn(async move {
-        let mut longest = Duration::ZERO;
+        let (mut longest, stalls) = (Duration::ZERO, Stalls::watch());
         for _ in 0..400 {
             let started = Instant::now();
             patiently(&client, Call::command("GET", &key, []).reading()).await;
-            longest = longest.max(started.elapsed());
+            longest = longest.max(started.elapsed().saturating_sub(stalls.since(started)));
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
         longest
@@ -256,14 +264,20 @@ async fn a_user_of_the_access_control_list_and_tls() {
         password: Some(password.into()),
         tls: Some(tls.client()),
         prefix: prefix.into(),
-        ..cluster.config()
+        ..cluster.patient()
     };
     let redis = open(config("secret", "plenum"));
     let client = redis.client(Purpose::Sessions);
     for id in ["a", "b", "c", "d"] {
         assert_eq!(patiently(&client, add(&key(&redis, id), 1)).await, Value::Integer(1));
     }
-    let info = client.ask_server(&client.servers()[0].address, "INFO", vec![Value::from("server")]).await.unwrap();
+    let started = Instant::now();
+    let info = loop {
+        match client.ask_server(&client.servers()[0].address, "INFO", vec![Value::from("server")]).await {
+            Ok(info) => break info,
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error}"),
+        }
+    };
     assert!(info.as_str().unwrap().contains("run_id"));
     let other = open(config("secret", "other"));
     let refused = loop {
@@ -273,14 +287,23 @@ async fn a_user_of_the_access_control_list_and_tls() {
         }
     };
     assert!(matches!(&refused, Err(CallError::Refused { reply }) if reply.starts_with("NOPERM")), "{refused:?}");
-    let wrong = open(config("wrong", "plenum"));
+    let short = |config| RedisConfig { deadline: Duration::from_millis(900), ..config };
+    let wrong = open(short(config("wrong", "plenum")));
     let outcome = wrong.client(Purpose::Sessions).call(add(&key(&wrong, "a"), 1)).await;
     assert!(matches!(outcome, Err(CallError::Unavailable { .. })), "{outcome:?}");
     let alone = open(RedisConfig {
         layout: Layout::Standalone,
         servers: vec![cluster.servers[0].address()],
-        ..config("wrong", "plenum")
+        ..short(config("wrong", "plenum"))
     });
-    let outcome = alone.client(Purpose::Sessions).call(add(&key(&alone, "a"), 1)).await;
-    assert!(matches!(&outcome, Err(CallError::Unavailable { reason }) if reason.contains("WRONGPASS")), "{outcome:?}");
+    // Until the server was heard, that it was not.
+    let started = Instant::now();
+    loop {
+        let outcome = alone.client(Purpose::Sessions).call(add(&key(&alone, "a"), 1)).await;
+        let Err(CallError::Unavailable { reason }) = outcome else { panic!("{outcome:?}") };
+        if reason.contains("WRONGPASS") {
+            break;
+        }
+        assert!(started.elapsed() < Duration::from_secs(30), "{reason}");
+    }
 }

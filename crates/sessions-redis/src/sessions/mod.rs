@@ -38,8 +38,8 @@ use crate::keys::{Key, Keys, Tag};
 const SEEN: usize = 65_536;
 /// Longest list of one user's sessions; beyond it those that expire first are not listed.
 const MAX_LISTED: usize = 1000;
-/// No operation takes longer, whatever its parts take.
-const WHOLE: Duration = Duration::from_millis(950);
+/// No operation takes longer than the deadline of a call and this, whatever its parts take.
+const REST: Duration = Duration::from_millis(50);
 /// Shortest and longest time to live; others are taken for the nearest.
 const MIN_TTL: Duration = Duration::from_millis(1);
 const MAX_TTL: Duration = Duration::from_secs(10 * 365 * 86_400);
@@ -63,6 +63,11 @@ impl RedisSessions {
         let sessions = Arc::new(sessions);
         tokio::spawn(losses::watch(Arc::downgrade(&sessions)));
         sessions
+    }
+
+    /// When an operation that begins now ends at the latest.
+    fn end(&self) -> Instant {
+        self.client.deadline() + REST
     }
 
     fn session(&self, id: &str) -> Result<(Tag, Key), SessionError> {
@@ -175,7 +180,7 @@ impl Sessions for RedisSessions {
         let (tag, key) = self.session(id)?;
         check_size("user", user.len(), 0, MAX_SESSION_ID_BYTES)?;
         check_size("state", state.len(), 0, MAX_SESSION_BYTES)?;
-        let sent = Instant::now();
+        let (sent, until) = (Instant::now(), self.end());
         let header = Header::first(rand::random(), mark(), user);
         let record = record::record(&header, user, &state);
         let call = Call::script(&scripts::CREATE, &[&key], [Value::Bytes(record), millis(ttl)]);
@@ -185,14 +190,14 @@ impl Sessions for RedisSessions {
             return Err(SessionError::Exists { version: changed.header.map_or(0, |header| header.version) });
         }
         self.seen.wrote((&tag, id), &header, Lasts { sent, ttl });
-        self.list((&tag, id), header.incarnation, user, ttl, sent + WHOLE).await;
+        self.list((&tag, id), header.incarnation, user, ttl, until).await;
         Ok(())
     }
 
     async fn update(&self, id: &str, expected: u64, state: Bytes, ttl: Duration) -> Result<u64, SessionError> {
         let (tag, key) = self.session(id)?;
         check_size("state", state.len(), 0, MAX_SESSION_BYTES)?;
-        let (sent, mark) = (Instant::now(), mark());
+        let (sent, until, mark) = (Instant::now(), self.end(), mark());
         let arguments = [
             text(&expected.to_string()),
             guard(self.seen.guard(&tag, expected)),
@@ -214,14 +219,14 @@ impl Sessions for RedisSessions {
         };
         self.seen.wrote((&tag, id), &header, Lasts { sent, ttl });
         if self.seen.relist_due(&tag) {
-            self.list((&tag, id), header.incarnation, &changed.user, ttl, sent + WHOLE).await;
+            self.list((&tag, id), header.incarnation, &changed.user, ttl, until).await;
         }
         Ok(expected + 1)
     }
 
     async fn delete(&self, id: &str, expected: Option<u64>) -> Result<(), SessionError> {
         let (tag, key) = self.session(id)?;
-        let (sent, mark) = (Instant::now(), mark());
+        let (sent, until, mark) = (Instant::now(), self.end(), mark());
         let arguments = [
             text(&expected.map_or(String::new(), |expected| expected.to_string())),
             guard(expected.map_or(Guard::Nothing, |expected| self.seen.guard(&tag, expected))),
@@ -242,13 +247,13 @@ impl Sessions for RedisSessions {
         };
         self.seen.wrote((&tag, id), &gone, Lasts { sent, ttl: HORIZON });
         let entry = record::listed(gone.incarnation, id);
-        self.unlist(&changed.user, vec![text(&entry)], sent + WHOLE).await;
+        self.unlist(&changed.user, vec![text(&entry)], until).await;
         Ok(())
     }
 
     async fn of_user(&self, user: &str, limit: usize) -> Result<Vec<String>, SessionError> {
         check_size("user", user.len(), 0, MAX_SESSION_ID_BYTES)?;
-        let until = Instant::now() + WHOLE;
+        let until = self.end();
         // Some may turn out to be gone, so all are asked for.
         let listed = Call::script(&scripts::LISTED, &[&self.list_of(user)], [Value::Integer(MAX_LISTED as i64)]);
         let listed = self.client.call(listed.reading()).await.map_err(failed)?;

@@ -52,8 +52,8 @@ async fn conform(config: RedisConfig) {
 
 #[tokio::test]
 async fn sessions_conform_on_a_cluster() {
-    let cluster = RedisCluster::start().await.unwrap();
-    conform(cluster.config()).await;
+    let cluster = RedisCluster::start_steady().await.unwrap();
+    conform(cluster.patient()).await;
     for server in &cluster.servers {
         assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
     }
@@ -62,7 +62,7 @@ async fn sessions_conform_on_a_cluster() {
 #[tokio::test]
 async fn sessions_conform_on_one_server() {
     let server = RedisServer::start().await.unwrap();
-    conform(server.config()).await;
+    conform(server.patient()).await;
     assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
 }
 
@@ -70,7 +70,7 @@ async fn sessions_conform_on_one_server() {
 #[tokio::test]
 async fn a_failover_that_took_a_version_back_is_told() {
     let mut cluster = RedisCluster::start().await.unwrap();
-    let redis = open(cluster.config());
+    let redis = open(cluster.patient());
     let (one, other, third) = (RedisSessions::new(&redis), RedisSessions::new(&redis), RedisSessions::new(&redis));
     patiently(async || one.create("s", "ann", state("1"), TTL).await).await.unwrap();
     let slot = one.session("s").unwrap().1.slot();
@@ -109,7 +109,7 @@ async fn a_failover_that_took_a_version_back_is_told() {
 #[tokio::test]
 async fn a_failover_that_took_versions_back_is_reported_though_nobody_asks() {
     let mut cluster = RedisCluster::start().await.unwrap();
-    let (writing, reading) = (open(cluster.config()), open(cluster.config()));
+    let (writing, reading) = (open(cluster.patient()), open(cluster.patient()));
     let (writer, reader) = (RedisSessions::new(&writing), RedisSessions::new(&reading));
     let mut losses = [writer.losses(), reader.losses()];
     patiently(async || writer.create("s", "ann", state("1"), TTL).await).await.unwrap();
@@ -163,7 +163,7 @@ async fn a_failover_that_took_versions_back_is_reported_though_nobody_asks() {
 #[tokio::test]
 async fn an_outdated_writer_is_refused_by_a_store_that_went_back() {
     let server = RedisServer::start().await.unwrap();
-    let redis = open(server.config());
+    let redis = open(server.patient());
     let sessions = RedisSessions::new(&redis);
     patiently(async || sessions.create("s", "ann", state("1"), TTL).await).await.unwrap();
     let key = sessions.session("s").unwrap().1;
@@ -191,7 +191,7 @@ async fn an_outdated_writer_is_refused_by_a_store_that_went_back() {
 #[tokio::test]
 async fn repeated_attempts_of_one_call_count_once() {
     let server = RedisServer::start().await.unwrap();
-    let redis = open(server.config());
+    let redis = open(server.patient());
     let sessions = RedisSessions::new(&redis);
     let _ = patiently(async || sessions.get("warm").await).await;
     let (_, key) = sessions.session("s").unwrap();
@@ -222,8 +222,8 @@ async fn repeated_attempts_of_one_call_count_once() {
 /// Creators and deleters of one id at the same time: one session at a time, one winner each.
 #[tokio::test]
 async fn one_of_many_creators_and_one_of_many_deleters_wins() {
-    let cluster = RedisCluster::start().await.unwrap();
-    let redis = open(cluster.config());
+    let cluster = RedisCluster::start_steady().await.unwrap();
+    let redis = open(cluster.patient());
     let all: Vec<_> = (0..3).map(|_| RedisSessions::new(&redis)).collect();
     let _ = patiently(async || all[0].get("s").await).await;
     for _ in 0..5 {
@@ -249,7 +249,7 @@ async fn one_of_many_creators_and_one_of_many_deleters_wins() {
 #[tokio::test]
 async fn a_list_is_cleaned_when_it_is_read() {
     let server = RedisServer::start().await.unwrap();
-    let redis = open(server.config());
+    let redis = open(server.patient());
     let sessions = RedisSessions::new(&redis);
     for id in ["a", "b", "c"] {
         patiently(async || sessions.create(id, "ann", state("x"), TTL).await).await.unwrap();
@@ -285,7 +285,7 @@ async fn a_list_is_cleaned_when_it_is_read() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_that_is_deleted_and_made_again_at_once_is_listed() {
     let server = RedisServer::start().await.unwrap();
-    let (maker, deleter) = (RedisSessions::new(&open(server.config())), RedisSessions::new(&open(server.config())));
+    let (maker, deleter) = (RedisSessions::new(&open(server.patient())), RedisSessions::new(&open(server.patient())));
     for sessions in [&maker, &deleter] {
         let _ = patiently(async || sessions.get("warm").await).await;
     }
@@ -309,7 +309,7 @@ async fn a_session_that_is_deleted_and_made_again_at_once_is_listed() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_session_made_again_beside_readers_stays_listed() {
     let server = RedisServer::start().await.unwrap();
-    let redis = open(server.config());
+    let redis = open(server.patient());
     let readers = RedisSessions::new(&redis);
     let _ = patiently(async || readers.get("warm").await).await;
     let ids: Vec<String> = (0..20).map(|n| format!("s{n:02}")).collect();
@@ -346,7 +346,7 @@ async fn a_session_made_again_beside_readers_stays_listed() {
 async fn a_session_takes_less_than_the_manual_says() {
     const COUNT: usize = 5_000;
     let server = RedisServer::start().await.unwrap();
-    let redis = open(server.config());
+    let redis = open(server.patient());
     let sessions = RedisSessions::new(&redis);
     let _ = patiently(async || sessions.get("warm").await).await;
     let used = async || {

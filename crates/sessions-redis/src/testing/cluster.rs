@@ -51,6 +51,11 @@ impl RedisCluster {
         Self::start_with(&ClusterOptions::default()).await
     }
 
+    /// The same with a node timeout of 15 s: on a busy machine nobody is taken for dead, whom a failover would cost writes.
+    pub async fn start_steady() -> io::Result<Self> {
+        Self::start_with(&ClusterOptions { node_timeout: Duration::from_secs(15), ..ClusterOptions::default() }).await
+    }
+
     /// Starts a cluster and waits until every slot is served and every replica has caught up; before that, until fewer than
     /// two others live in this process.
     pub async fn start_with(options: &ClusterOptions) -> io::Result<Self> {
@@ -155,6 +160,11 @@ impl RedisCluster {
     /// A configuration that finds the cluster.
     pub fn config(&self) -> RedisConfig {
         RedisConfig::cluster(self.addresses())
+    }
+
+    /// The same with limits that a busy machine keeps too, for tests that are not about them.
+    pub fn patient(&self) -> RedisConfig {
+        super::patient(self.config())
     }
 
     /// Addresses of all servers.

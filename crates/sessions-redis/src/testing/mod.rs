@@ -14,9 +14,12 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::TcpListener;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use rand::Rng;
+
+use crate::client::RedisConfig;
 
 /// The server binary: `PLENUM_TEST_REDIS_SERVER`, else what `deploy/tools/install redis` unpacked, else the PATH's.
 fn binary() -> io::Result<PathBuf> {
@@ -32,6 +35,11 @@ fn binary() -> io::Result<PathBuf> {
             "no redis-server: run `deploy/tools/install redis` or set PLENUM_TEST_REDIS_SERVER",
         )
     })
+}
+
+fn patient(config: RedisConfig) -> RedisConfig {
+    let seconds = Duration::from_secs;
+    RedisConfig { connect_timeout: seconds(5), command_timeout: seconds(10), deadline: seconds(20), ..config }
 }
 
 /// Ports that were given out: a server may not listen on its one yet.

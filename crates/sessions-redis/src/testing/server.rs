@@ -133,6 +133,11 @@ impl RedisServer {
         RedisConfig::standalone(self.address())
     }
 
+    /// The same with limits that a busy machine keeps too, for tests that are not about them.
+    pub fn patient(&self) -> RedisConfig {
+        super::patient(self.config())
+    }
+
     /// Process id while it runs.
     pub fn pid(&self) -> Option<u32> {
         self.child.as_ref().map(Child::id)

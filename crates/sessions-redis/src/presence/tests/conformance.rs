@@ -14,15 +14,16 @@ async fn suite(config: RedisConfig) {
         }
         until("all know all", async || rig.sides.iter().all(|side| side.census().alive.len() == count)).await;
         let replicas = rig.replicas.iter().map(|replica| replica.clone() as Arc<dyn Presence>).collect();
-        Isolating::with_tokio_time(replicas, move |index, cut| rig.sides[index].cut(cut))
+        let slack = Duration::from_secs(20);
+        Isolating { slack, ..Isolating::with_tokio_time(replicas, move |index, cut| rig.sides[index].cut(cut)) }
     })
     .await;
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn presence_conforms_on_a_cluster() {
-    let cluster = RedisCluster::start().await.unwrap();
-    suite(cluster.config()).await;
+    let cluster = RedisCluster::start_steady().await.unwrap();
+    suite(cluster.patient()).await;
     for server in &cluster.servers {
         assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
     }
@@ -31,6 +32,6 @@ async fn presence_conforms_on_a_cluster() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn presence_conforms_on_a_single_server() {
     let server = RedisServer::start().await.unwrap();
-    suite(server.config()).await;
+    suite(server.patient()).await;
     assert_eq!(server.keys_without_expiry().await.unwrap(), [""; 0]);
 }

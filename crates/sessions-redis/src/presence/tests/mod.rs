@@ -9,26 +9,66 @@ mod leftovers;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use hashbrown::HashMap;
+use parking_lot::Mutex;
+use plenum_channels::conformance::Stalls;
 use plenum_channels::memory::{MemoryReplicas, ReplicaBus};
 use tokio::time::sleep;
 
 use super::*;
 use crate::client::{RedisConfig, RedisMetrics};
 
-/// Replicas on one bus of heartbeats.
-struct Rig {
-    sides: Vec<Arc<MemoryReplicas>>,
+/// Replicas that know each other: by heartbeats on one bus, or by a list.
+struct Rig<R = MemoryReplicas> {
+    sides: Vec<Arc<R>>,
     replicas: Vec<Arc<RedisPresence>>,
 }
 
+/// A replica that is alive whatever the machine does; only what presence itself asks for begins another generation.
+struct Listed {
+    own: u64,
+    all: Arc<Mutex<HashMap<u64, u32>>>,
+}
+
+impl Replicas for Listed {
+    fn census(&self) -> Arc<Census> {
+        let all = self.all.lock().clone();
+        let own = Incarnation { replica: self.own, generation: all.get(&self.own).copied().unwrap_or_default() };
+        Arc::new(Census { own, alive: Arc::new(all), judging: true })
+    }
+
+    fn begin_anew(&self) {
+        *self.all.lock().entry(self.own).or_default() += 1;
+    }
+
+    fn resign(&self) {
+        self.all.lock().remove(&self.own);
+    }
+}
+
 impl Rig {
-    /// Under a prefix of their own.
+    /// On one bus.
     fn new(config: RedisConfig, presence: PresenceConfig, count: usize) -> Self {
+        let bus = ReplicaBus::new();
+        Rig::on((0..count).map(|_| bus.side()).collect(), config, presence)
+    }
+}
+
+impl Rig<Listed> {
+    /// That are alive all the time.
+    fn listed(config: RedisConfig, presence: PresenceConfig, count: usize) -> Self {
+        let all: Vec<u64> = (0..count).map(|_| rand::random()).collect();
+        let list = Arc::new(Mutex::new(all.iter().map(|own| (*own, 1)).collect()));
+        Rig::on(all.iter().map(|own| Arc::new(Listed { own: *own, all: list.clone() })).collect(), config, presence)
+    }
+}
+
+impl<R: Replicas> Rig<R> {
+    /// Under a prefix of their own.
+    fn on(sides: Vec<Arc<R>>, config: RedisConfig, presence: PresenceConfig) -> Self {
         static PREFIXES: AtomicU32 = AtomicU32::new(0);
         let prefix = format!("t{}", PREFIXES.fetch_add(1, Ordering::Relaxed));
-        let bus = ReplicaBus::new();
-        let sides: Vec<_> = (0..count).map(|_| bus.side()).collect();
-        let replica = |side: &Arc<MemoryReplicas>| {
+        let replica = |side: &Arc<R>| {
             let config = RedisConfig { prefix: prefix.clone(), ..config.clone() };
             let redis = Redis::open(config, RedisMetrics::new().unwrap()).unwrap();
             RedisPresence::start(redis, side.clone(), presence)
@@ -44,7 +84,7 @@ impl Rig {
             }
         }
         let all = self.sides.len();
-        let judges = |side: &Arc<MemoryReplicas>| side.census().judging && side.census().alive.len() == all;
+        let judges = |side: &Arc<R>| side.census().judging && side.census().alive.len() == all;
         until("all judge", async || self.sides.iter().all(judges)).await;
         self
     }

@@ -84,8 +84,8 @@ impl Replica {
 
 #[tokio::test]
 async fn what_redis_lost_is_made_again_from_the_log() {
-    let cluster = RedisCluster::start().await.unwrap();
-    let redis = open(cluster.config());
+    let cluster = RedisCluster::start_steady().await.unwrap();
+    let redis = open(cluster.patient());
     let broker = MemoryBroker::new(MemoryConfig::default());
     let replica = |log| Replica { log, sessions: RedisSessions::new(&redis), folded: AtomicUsize::new(0) };
     let (one, other) = (replica(broker.replica()), replica(broker.replica()));
