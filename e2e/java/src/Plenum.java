@@ -168,7 +168,7 @@ final class Plenum {
 
     private static String post(String url, String body) throws Exception {
         HttpRequest request = HttpRequest.newBuilder(URI.create(url))
-            .timeout(Duration.ofSeconds(30))
+            .timeout(Duration.ofSeconds(60))
             .header("content-type", "application/json")
             .header("x-api-key", env("PLENUM_API_KEY"))
             .POST(HttpRequest.BodyPublishers.ofString(body))
