@@ -43,7 +43,7 @@ allow_publish_for_subscriber = true
 
 /// Exit status and report.
 fn doctor(config: &str, more: &[&str]) -> (Option<i32>, Value) {
-    let mut arguments = vec!["doctor", "--config", config, "--json", "--timeout", "20s"];
+    let mut arguments = vec!["doctor", "--config", config, "--json", "--timeout", "60s"];
     arguments.extend(more);
     let (status, stdout, stderr) = output(&arguments);
     for secret in [KEY, SECRET] {
@@ -173,8 +173,14 @@ async fn clients_notice_that_a_backup_was_restored() {
         let (_, reply) = server.api(KEY, "publish", &json!({"channel": "chat:room", "data": n}).to_string());
         assert!(reply.contains("\"offset\""), "{reply}");
     }
-    let (_, reply) = server.api(KEY, "block_user", r#"{"user": "mallory"}"#);
-    assert_eq!(reply, r#"{"result":{}}"#);
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let (_, reply) = server.api(KEY, "block_user", r#"{"user": "mallory"}"#);
+        if reply == r#"{"result":{}}"# {
+            break;
+        }
+        assert!(Instant::now() < end && reply.contains("\"temporary\":true"), "{reply}");
+    }
     let (status, stdout, stderr) = output(&["backup", "--config", &before, "--to", &backup]);
     assert_eq!(status, Some(0), "{stderr}");
     assert!(stdout.contains("4 streams with") && stdout.contains("and the ledger"), "{stdout}");
@@ -203,15 +209,22 @@ async fn clients_notice_that_a_backup_was_restored() {
     let refused = tokio::time::timeout(PATIENCE, socket.next()).await.unwrap().unwrap().unwrap();
     assert!(refused.is_close(), "a blocked user got in: {refused}");
 
-    let beside = output(&["restore", "--config", &after, "--from", &backup]);
-    assert!(beside.0 == Some(1) && beside.2.contains("1 replicas run on this NATS"), "{beside:?}");
+    let end = Instant::now() + PATIENCE;
+    loop {
+        let beside = output(&["restore", "--config", &after, "--from", &backup]);
+        assert_eq!(beside.0, Some(1), "{beside:?}");
+        if beside.2.contains("1 replicas run on this NATS") {
+            break;
+        }
+        // Whoever stands still has no heartbeat; what is there is in the way all the same.
+        assert!(Instant::now() < end, "{beside:?}");
+    }
     let url = format!("ws://{}/connection/websocket", server.address);
     let api = format!("http://{}/api", server.address);
     let end = Instant::now() + PATIENCE;
     loop {
         let (status, report) = doctor(&after, &["--url", &url, "--api", &api]);
-        if status == Some(0) {
-            assert_eq!(found(&report, "nats", "warning"), [], "{report:#}");
+        if status == Some(0) && found(&report, "nats", "warning").is_empty() {
             break;
         }
         assert!(Instant::now() < end, "{report:#}");

@@ -68,7 +68,8 @@ async fn a_batch_keeps_the_order_of_its_publications_and_one_that_fails_stops_no
         for index in 0..3 {
             let expected: Vec<_> = (index..3_000).step_by(3).filter(|number| number % 100 != 50).collect();
             let body = json!({ "channel": channel(index), "limit": 5000 }).to_string();
-            let reply: Value = serde_json::from_str(&server.api(KEY, "history", &body).1).unwrap();
+            let reply = server.answers(KEY, "history", &body, "\"publications\"");
+            let reply: Value = serde_json::from_str(&reply).unwrap();
             let found = reply["result"]["publications"].as_array().unwrap();
             let found: Vec<_> =
                 found.iter().map(|publication| publication["data"].as_u64().unwrap() as usize).collect();

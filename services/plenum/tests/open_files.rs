@@ -55,7 +55,8 @@ fn a_low_soft_limit_is_raised() {
 
 #[test]
 fn a_hard_limit_bounds_connections_and_one_that_is_reached_is_told() {
-    let settings = ["--set", "client.connection_limit=20000", "--set", "client.stale_close_delay=2m"];
+    let settings = ["client.connection_limit=20000", "client.stale_close_delay=2m", "http_server.header_timeout=2m"];
+    let settings: Vec<&str> = settings.iter().flat_map(|one| ["--set", one]).collect();
     let server = Server::start_under("ulimit -n 256", &settings);
     server.logged("at most 192 connections are taken", |_| Some(()));
     let (open, refused) = websockets(&server.address, 300);

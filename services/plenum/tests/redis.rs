@@ -194,7 +194,7 @@ async fn without_any_redis_messages_flow_and_clients_read_what_is_away() {
     assert!(published.get("error").is_none(), "{published}");
     let (_, published) = server.api(KEY, "publish", r#"{"channel": "quiet:a", "data": {"n":2}}"#);
     assert!(published.contains("\"offset\""), "{published}");
-    let history = server.api(KEY, "history", r#"{"channel": "quiet:a", "limit": 10}"#).1;
+    let history = server.answers(KEY, "history", r#"{"channel": "quiet:a", "limit": 10}"#, "\"publications\"");
     assert!(history.contains("{\"n\":1}") && history.contains("{\"n\":2}"), "{history}");
 
     let presence_away =

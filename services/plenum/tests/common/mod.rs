@@ -138,6 +138,20 @@ impl Server {
         ))
     }
 
+    /// Calls a method that changes nothing until its reply holds this text, and gives the reply: a replica that stood still
+    /// for seconds is in doubt about the log until it has heard of it again.
+    pub fn answers(&self, key: &str, method: &str, body: &str, text: &str) -> String {
+        let end = Instant::now() + DEADLINE;
+        loop {
+            let (_, reply) = self.api(key, method, body);
+            if reply.contains(text) {
+                return reply;
+            }
+            assert!(Instant::now() < end, "{method}: no {text} in {reply}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
     /// Status code and body of a page.
     pub fn get(&self, path: &str) -> (u16, String) {
         self.ask(&format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n"))

@@ -20,7 +20,7 @@ use tokio_tungstenite::{WebSocketStream, client_async};
 use tokio_util::sync::{CancellationToken, DropGuard};
 
 /// Longest wait for anything that must happen.
-pub const LONG: Duration = Duration::from_secs(20);
+pub const LONG: Duration = Duration::from_secs(60);
 
 pub type Client = WebSocketStream<TcpStream>;
 
@@ -140,12 +140,17 @@ pub async fn text(client: &mut Client) -> String {
 
 /// Reads until the close frame; its code and reason.
 pub async fn closed(client: &mut Client) -> (u16, String) {
+    ended(client).await.expect("a close frame")
+}
+
+/// As [`closed`]; `None` when the connection is lost without a close frame.
+pub async fn ended(client: &mut Client) -> Option<(u16, String)> {
     loop {
         match next(client).await {
-            Some(Ok(Message::Close(Some(frame)))) => return (frame.code.into(), frame.reason.to_string()),
-            Some(Ok(Message::Close(None))) => return (1005, String::new()),
+            Some(Ok(Message::Close(Some(frame)))) => return Some((frame.code.into(), frame.reason.to_string())),
+            Some(Ok(Message::Close(None))) => return Some((1005, String::new())),
             Some(Ok(_)) => {}
-            other => panic!("ended without a close frame: {other:?}"),
+            Some(Err(_)) | None => return None,
         }
     }
 }

@@ -65,7 +65,14 @@ fn node(log: Arc<dyn Log>) -> Arc<Node> {
 /// Payloads of a channel, oldest first.
 async fn published(node: &Arc<Node>, channel: &str) -> Vec<Value> {
     let query = HistoryQuery { limit: -1, ..HistoryQuery::default() };
-    let history = node.history(channel, query).await.unwrap();
+    let started = Instant::now();
+    let history = loop {
+        // While the log is in doubt it is not read.
+        match node.history(channel, query.clone()).await {
+            Ok(history) => break history,
+            Err(error) => assert!(started.elapsed() < PATIENCE, "{error:?}"),
+        }
+    };
     history.publications.iter().map(|one| serde_json::from_slice(&one.data).unwrap()).collect()
 }
 
