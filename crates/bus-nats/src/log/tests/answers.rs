@@ -2,10 +2,9 @@
 
 use std::time::Duration;
 
-use super::servers::{config, pool, prefix, publish};
+use super::servers::{config, prefix, publish, replica};
 use crate::log::faults::BELIEVE_PARTS;
 use crate::log::jetstream::{RequestError, Stored, get_batch};
-use crate::log::{NatsLog, PoolLinks};
 use crate::testing::{NatsCluster, Proxy};
 
 /// How often a schedule is tried.
@@ -19,7 +18,7 @@ const BYTES: usize = 4096;
 #[tokio::test]
 async fn an_answer_that_lost_its_middle_is_not_believed() {
     let cluster = NatsCluster::start_proxied().await.unwrap();
-    let log = NatsLog::start(PoolLinks::new(pool(cluster.urls()).await), config(&prefix(), 1)).await.unwrap();
+    let log = replica(cluster.urls(), config(&prefix(), 1)).await;
     for n in 0..COUNT {
         let mut data = format!("{n} ").into_bytes();
         data.resize(BYTES, b'x');
@@ -28,7 +27,7 @@ async fn an_answer_that_lost_its_middle_is_not_believed() {
     let stream = log.shard("channel").current().stream.clone();
     let subject = log.shard("channel").names.publication("channel");
     let probe = async_nats::connect(cluster.urls()).await.unwrap();
-    let leader = cluster.stream_leader(&probe, &stream).await.unwrap();
+    let leader = cluster.leader_of(&probe, &stream).await.unwrap();
     let away = (leader + 1) % 3;
     let proxy = Proxy::start(cluster.servers[away].address()).await.unwrap();
     let client = async_nats::ConnectOptions::new()

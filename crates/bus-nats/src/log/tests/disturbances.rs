@@ -1,16 +1,17 @@
 //! Reconnects, slow consumers and cut routes: what was lost meanwhile is found although nothing follows it.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
 use plenum_channels::{Live, LiveEvent, Log};
+use tokio::sync::broadcast;
 
-use super::servers::{Witness, config, faulty, prefix, publish, replica, request, until};
+use super::servers::{Witness, config, faulty, prefix, publish, replica, request, started, until};
+use crate::log::LogConfig;
 use crate::log::faults::Faults;
-use crate::log::{LogConfig, NatsLog, PoolLinks};
-use crate::pool::{Pool, PoolConfig};
+use crate::pool::{EventKind, Pool, PoolConfig, PoolEvent};
 use crate::testing::{NatsCluster, NatsServer};
 use crate::workers::{Workers, WorkersConfig};
 
@@ -40,19 +41,34 @@ async fn a_reconnect_leads_to_a_look_up() {
     }
 }
 
-/// A subscriber that takes its time with the first message.
+/// A subscriber that holds up its worker until it is told to go on.
+#[derive(Default)]
 struct Slow {
     witness: Witness,
-    takes: Duration,
+    goes_on: AtomicBool,
 }
 
 impl Live for Slow {
     fn deliver(&self, events: &[LiveEvent]) {
-        if self.witness.offsets().is_empty() {
-            std::thread::sleep(self.takes);
+        while !self.goes_on.load(Ordering::SeqCst) {
+            std::thread::sleep(Duration::from_millis(1));
         }
         self.witness.deliver(events);
     }
+}
+
+/// Waits until a subscription was too slow for what came.
+async fn slow_consumer(events: &mut broadcast::Receiver<PoolEvent>) {
+    let named = async {
+        loop {
+            match events.recv().await {
+                Ok(PoolEvent { kind: EventKind::SlowConsumer { .. }, .. }) => return,
+                Ok(_) | Err(broadcast::error::RecvError::Lagged(_)) => {}
+                Err(closed) => panic!("{closed}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, named).await.expect("nothing was dropped");
 }
 
 /// More comes than the client library keeps (less than by default here, more than answers to a read) while a worker is held up: the rest, of which nothing else tells, is read.
@@ -69,14 +85,17 @@ async fn a_slow_consumer_leads_to_a_look_up() {
         faults.ignore_disturbances.store(!rule, Ordering::SeqCst);
         let mut config = config(&prefix, 1);
         config.faults = faults.clone();
-        let log = NatsLog::start(PoolLinks::new(pool), config).await.unwrap();
+        let mut events = pool.events();
+        let log = started(pool, config).await;
         let channel = format!("channel {rule}");
         Witness::on(&log, &channel).await;
         faults.hold_ticks.store(true, Ordering::SeqCst);
-        let slow = Arc::new(Slow { witness: Witness::default(), takes: Duration::from_secs(2) });
+        let slow = Arc::new(Slow::default());
         log.subscribe(&channel, slow.clone()).await.unwrap();
         let calls: Vec<_> = (0..2000).map(|n| publisher.append(request(&channel, n.to_string()))).collect();
         let last = join_all(calls).await.pop().unwrap().unwrap().position.offset;
+        slow_consumer(&mut events).await;
+        slow.goes_on.store(true, Ordering::SeqCst);
         let found = slow.witness.gets(last, if rule { PATIENCE } else { NEVER }).await;
         assert_eq!(found, rule, "rule {rule}: {} came", slow.witness.offsets().len());
     }
@@ -96,7 +115,7 @@ async fn what_finds_no_room_with_its_worker_is_read() {
         witnesses.push(Witness::on(&log, channel).await);
     }
     Witness::on(&log, "slow").await;
-    let slow = Arc::new(Slow { witness: Witness::default(), takes: Duration::from_secs(2) });
+    let slow = Arc::new(Slow::default());
     log.subscribe("slow", slow.clone()).await.unwrap();
     let held_up = publish(&publisher, "slow", "x").await;
     let mut published = vec![Vec::new(); channels.len()];
@@ -105,7 +124,9 @@ async fn what_finds_no_room_with_its_worker_is_read() {
             published.push(publish(&publisher, channel, n.to_string()).await);
         }
     }
-    assert!(until(PATIENCE, || log.stats().delivery.missed > 0).await, "everything found room");
+    let missed = until(PATIENCE, || log.stats().delivery.missed > 0).await;
+    slow.goes_on.store(true, Ordering::SeqCst);
+    assert!(missed, "everything found room");
     for (witness, published) in witnesses.iter().zip(&published) {
         assert!(witness.gets(published[4], PATIENCE).await, "never came");
         assert_eq!(witness.offsets(), *published);
@@ -123,7 +144,7 @@ async fn a_last_message_behind_a_cut_route_is_found_by_the_tick() {
     let client = async_nats::connect(cluster.urls()).await.unwrap();
     let probe = replica(cluster.urls(), config(&prefix, 3)).await;
     let stream = probe.shard("channel").current().stream.clone();
-    let leader = cluster.stream_leader(&client, &stream).await.unwrap();
+    let leader = cluster.leader_of(&client, &stream).await.unwrap();
     let away = (leader + 1) % 3;
     let publisher = super::servers::faulty_at(cluster.servers[leader].url(), config(&prefix, 3)).await.0;
     let (log, faults) = super::servers::faulty_at(cluster.servers[away].url(), config(&prefix, 3)).await;
@@ -132,6 +153,8 @@ async fn a_last_message_behind_a_cut_route_is_found_by_the_tick() {
     for attempt in 0..20 {
         let Some(rule) = lost.iter().position(|lost| *lost < 1) else { break };
         faults.ignore_ticks.store(rule == 0, Ordering::SeqCst);
+        // Servers of a busy machine elect by themselves.
+        let leader = cluster.lead_elsewhere(&client, &stream, away).await.unwrap();
         let route = cluster.route(leader, away).unwrap();
         let cut = Instant::now();
         route.cut();

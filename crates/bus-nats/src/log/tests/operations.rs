@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use plenum_channels::{Append, AppendError, Control, Live, LiveEvent, Log, Since};
 
-use super::servers::{Witness, config, faulty, history, pool, prefix, publish, replica, request};
+use super::servers::{Witness, config, faulty, history, prefix, publish, replica, request, started_on};
 use crate::control::NatsControl;
-use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks};
+use crate::log::{GroupConfig, LogConfig, PoolLinks};
 use crate::pool::{Credentials, Pool, PoolConfig};
 use crate::testing::{NatsServer, Proxy, ServerOptions};
 
@@ -52,7 +52,7 @@ async fn the_documented_permissions_suffice() {
     pool.wait_ready(PATIENCE).await.unwrap();
     let links = PoolLinks::new(pool.clone());
     let mut complaints = pool.events();
-    let log = NatsLog::start(links.clone(), config("plenum", 1)).await.unwrap();
+    let log = started_on(links.clone(), config("plenum", 1)).await;
     let control = NatsControl::start(links, "plenum").await.unwrap();
     let witness = Witness::on(&log, "channel").await;
     let offset = publish(&log, "channel", "1").await;
@@ -144,7 +144,7 @@ async fn a_subscription_that_falls_behind_is_repaired() {
     let server = NatsServer::start().await.unwrap();
     let prefix = prefix();
     let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
-    let reader = NatsLog::start(PoolLinks::new(pool(vec![server.url()]).await), config(&prefix, 1)).await.unwrap();
+    let reader = replica(vec![server.url()], config(&prefix, 1)).await;
     let (gate, witness) = (Arc::new(parking_lot::Mutex::new(())), Arc::new(Witness::default()));
     reader.subscribe("channel", Arc::new(Slow(gate.clone(), witness.clone()))).await.unwrap();
     let mut offsets = Vec::new();

@@ -15,9 +15,16 @@ async fn a_stream_without_a_place_is_refused_with_the_reason() {
     let groups = vec![GroupConfig { max_bytes: Some(1 << 60), ..GroupConfig::default() }];
     let config = crate::log::LogConfig { groups, ..config(&prefix(), 3) };
     let links = PoolLinks::new(pool(cluster.urls()).await);
-    let refused = NatsLog::start(links, config).await.map(drop).unwrap_err().to_string();
-    eprintln!("{refused}");
-    assert!(refused.contains("storage") || refused.contains("peers"), "{refused}");
+    let deadline = Instant::now() + Duration::from_secs(60);
+    loop {
+        let refused = NatsLog::start(links.clone(), config.clone()).await.map(drop).unwrap_err().to_string();
+        eprintln!("{refused}");
+        if refused.contains("storage") || refused.contains("peers") {
+            break;
+        }
+        // While the servers elect they say that instead.
+        assert!(Instant::now() < deadline, "{refused}");
+    }
 }
 
 /// Storage full: the leader says so once and gives the lead up, and then nobody is there. The publisher is told why.
@@ -27,13 +34,21 @@ async fn full_storage_is_named() {
     let cluster = NatsCluster::start_with(ClusterOptions { server, ..ClusterOptions::default() }).await.unwrap();
     let log = replica(cluster.urls(), config(&prefix(), 3)).await;
     let deadline = Instant::now() + Duration::from_secs(90);
-    let refused = loop {
+    let mut stored = 0;
+    loop {
         assert!(Instant::now() < deadline, "the storage is never full");
-        // Anything else is an attempt without any answer.
-        if let Err(AppendError::Unavailable { reason }) = log.append(request("channel", vec![b'x'; 200_000])).await {
-            break reason;
+        match log.append(request("channel", vec![b'x'; 200_000])).await {
+            Ok(_) => stored += 1,
+            Err(AppendError::Unavailable { reason }) => {
+                eprintln!("{reason}");
+                if reason.contains("resources") || reason.contains("storage") {
+                    break;
+                }
+                // There is room for 20, and before that an election on a busy machine may be the reason.
+                assert!(stored < 15, "{reason}");
+            }
+            // An attempt without any answer.
+            Err(_) => {}
         }
-    };
-    eprintln!("{refused}");
-    assert!(refused.contains("resources") || refused.contains("storage"), "{refused}");
+    }
 }

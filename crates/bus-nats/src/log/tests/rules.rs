@@ -66,7 +66,9 @@ async fn changed_settings_end_the_promise_of_completeness() {
         for text in ["2", "3", "4"] {
             publish(&log, "channel", text).await;
         }
-        assert_eq!(until(Duration::from_secs(8), || !log.broken().is_empty()).await, rule);
+        // They are looked at every 5 s.
+        let look = if rule { PATIENCE } else { Duration::from_secs(8) };
+        assert_eq!(until(look, || !log.broken().is_empty()).await, rule);
         let page = history(&log, "channel", at).await;
         assert_eq!(texts(&page), ["4"], "the server deleted the others");
         assert_eq!(page.complete, !rule, "rule {rule}");
@@ -149,7 +151,8 @@ async fn a_stream_that_went_back_is_another_epoch() {
         };
         assert_eq!(after.epoch != before.epoch, rule, "rule {rule}: {before:?} {after:?}");
         // Without the rule it stands at a position that was in use, and is taken for known.
-        let arrived = until(NOTHING_COMES, || witness.offsets().len() > known).await;
+        let patience = if rule { PATIENCE } else { NOTHING_COMES };
+        let arrived = until(patience, || witness.offsets().len() > known).await;
         assert_eq!(arrived, rule, "rule {rule}: acknowledged {after:?}");
     }
 }
@@ -175,7 +178,7 @@ async fn the_front_is_looked_at_after_the_range_was_read() {
             tokio::spawn(async move { history(&log, "channel", since).await })
         };
         // The reader has seen the channel's end, and the front before anything is trimmed.
-        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(until(PATIENCE, || faults.parts.load(Ordering::SeqCst) == 1).await);
         for _ in 0..6 {
             ballast().await;
         }
@@ -258,7 +261,7 @@ async fn an_attempt_that_arrives_after_the_window_does_not_count() {
         let proxy = Proxy::start(server.address()).await.unwrap();
         let faults = Arc::new(Faults::default());
         *faults.duplicate_window.lock() = Some(Duration::from_secs(1));
-        faults.void_after_ms.store(500, Ordering::SeqCst);
+        faults.void_after_ms.store(3_000, Ordering::SeqCst);
         faults.count_late.store(!rule, Ordering::SeqCst);
         let settings = LogConfig { faults: faults.clone(), ..one_shard(&prefix()) };
         let log = replica(vec![server.url()], settings.clone()).await;
@@ -278,14 +281,15 @@ async fn an_attempt_that_arrives_after_the_window_does_not_count() {
         assert!(witness.gets(elsewhere.position.offset, PATIENCE).await);
         tokio::time::sleep(Duration::from_secs(4)).await;
         proxy.restore();
-        // However the call ends: there are two entries now.
+        // However the call ends: there are two entries now, at least.
         let _ = held_up.await.unwrap();
         let last = publish(&log, "channel", "last").await;
         assert!(witness.gets(last, PATIENCE).await);
         let page = texts(&history(&log, "channel", Since::End).await);
         let once = page.iter().filter(|text| *text == "once").count();
-        assert_eq!(once, if rule { 1 } else { 2 }, "rule {rule}: {page:?}");
-        assert_eq!(witness.offsets().len(), if rule { 3 } else { 4 }, "rule {rule}");
+        // Without the rule a repeated attempt may count as well.
+        assert!(if rule { once == 1 } else { once > 1 }, "rule {rule}: {page:?}");
+        assert_eq!(witness.offsets().len(), once + 2, "rule {rule}");
     }
 }
 

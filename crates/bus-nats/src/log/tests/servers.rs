@@ -8,7 +8,7 @@ use plenum_channels::{Append, Live, LiveEvent, Log, Page, Position, Read, ReadEr
 use plenum_protocol::Publication;
 
 use crate::log::faults::Faults;
-use crate::log::{GroupConfig, LogConfig, NatsLog, PoolLinks, SetupError};
+use crate::log::{GroupConfig, Links, LogConfig, NatsLog, PoolLinks, SetupError};
 use crate::pool::{Pool, PoolConfig};
 
 /// A prefix that no other test on the same servers has.
@@ -35,15 +35,23 @@ pub async fn pool_at(urls: Vec<String>) -> Arc<Pool> {
     pool
 }
 
-/// A log on these connections. On a busy machine the servers may elect just then, and say so.
+/// A log on these connections that hears ticks. On a busy machine the servers may elect just then, and say so.
 pub async fn started(pool: Arc<Pool>, config: LogConfig) -> Arc<NatsLog> {
+    started_on(PoolLinks::new(pool), config).await
+}
+
+/// The same on links of any kind.
+pub async fn started_on(links: Arc<dyn Links>, config: LogConfig) -> Arc<NatsLog> {
     let deadline = Instant::now() + Duration::from_secs(60);
-    loop {
-        match NatsLog::start(PoolLinks::new(pool.clone()), config.clone()).await {
+    let log = loop {
+        match NatsLog::start(links.clone(), config.clone()).await {
             Err(SetupError::Unavailable { .. }) if Instant::now() < deadline => {}
-            result => return result.unwrap(),
+            result => break result.unwrap(),
         }
-    }
+    };
+    // The start waits for first ticks for a short time only; without them calls are refused as temporary.
+    assert!(until(Duration::from_secs(60), || log.doubtful().is_empty()).await, "no ticks: {:?}", log.doubtful());
+    log
 }
 
 /// One replica.
