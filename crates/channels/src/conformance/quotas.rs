@@ -188,7 +188,10 @@ async fn a_bucket_empties_and_fills(fixture: &Fixture) {
     fixture.let_pass(Duration::from_millis(1000)).await;
     let again = take();
     let (least, most) = (filled(again.1 - first.2), filled(again.2 - first.1));
-    assert!((least.saturating_sub(1).min(10)..=most + 1).contains(&again.0), "half a period: {again:?}, {least} to {most}");
+    assert!(
+        (least.saturating_sub(1).min(10)..=most + 1).contains(&again.0),
+        "half a period: {again:?}, {least} to {most}"
+    );
     fixture.let_pass(Duration::from_secs(10)).await;
     let last = take();
     assert!(full(last), "never more than fit in: {last:?}");
