@@ -79,6 +79,9 @@ class Stalls(threading.Thread):
         """Seconds of all stalls since then, what every sleep takes too long left out."""
         return sum(length for end, length in list(self.noted) if end > at and length > self.STEP / 2)
 
+    def longest(self, at):
+        return max((length for end, length in list(self.noted) if end > at), default=0.0)
+
 
 class Sampler:
     """Asks replicas again and again who is present in the channels; a sample is (when it was answered, replica, channel, clients or
