@@ -120,10 +120,10 @@ class Backup(unittest.TestCase):
         until("all are subscribed", lambda: all(each["state"] == "subscribed" for each in watchers.seen()))
         publisher = Publisher(lambda **body: self.api(old, "publish", **body))
         publisher.start()
-        until("something to keep", lambda: publisher.acknowledged > 20)
+        until("something to keep", lambda: publisher.acknowledged > 20, 120)
         surely = publisher.acknowledged
         print(f"      {self.as_backup_user(old, 'backup', '--to', str(self.folder / 'backup')).strip()}")
-        until("something to lose", lambda during=publisher.acknowledged: publisher.acknowledged > during + 10)
+        until("something to lose", lambda during=publisher.acknowledged: publisher.acknowledged > during + 10, 120)
         publisher.ending.set()
         publisher.join(30)
         self.assertFalse(publisher.is_alive(), "a publication gets no answer")
@@ -158,4 +158,5 @@ class Backup(unittest.TestCase):
 
 
 if __name__ == "__main__":
+    cases.CASE_SECONDS = 400
     cases.run(sys.modules[__name__])
