@@ -5,27 +5,25 @@ use std::time::Duration;
 
 use plenum_protocol::ClientInfo;
 
-use super::{Isolating, PATIENCE, run_cases, run_timed_cases};
+use super::{Isolating, PATIENCE, run_timed_cases};
 use crate::{Lease, Presence, PresenceStats};
 
 /// All cases of the port [`Presence`]. A replica that is cut off must have lost its lease after 5 s without a renewal; what
 /// others do while it has it is theirs.
 pub async fn presence_suite(make: impl AsyncFn(usize) -> Isolating<dyn Presence>) {
-    run_cases!("presence", make,
+    // A replica that stands still for seconds loses its lease, and whom it had joined.
+    run_timed_cases!("presence", make,
         members_come_and_go => 2,
         joining_again_replaces_the_information => 2,
         a_client_on_two_replicas_counts_once => 2,
         a_join_after_a_leave_stays => 2,
+        users_count_once_on_any_number_of_replicas => 3,
         many_members => 2,
         channels_are_kept_apart => 1,
-        a_reader_judges_by_itself => 2,
-        a_replica_that_resigned_does_not_count => 2,
-    );
-    // A replica that stands still for too long loses its lease.
-    run_timed_cases!("presence", make,
-        users_count_once_on_any_number_of_replicas => 3,
         a_renewed_lease_keeps_its_members => 2,
         a_lapsed_replica_does_not_count => 2,
+        a_reader_judges_by_itself => 2,
+        a_replica_that_resigned_does_not_count => 2,
     );
 }
 

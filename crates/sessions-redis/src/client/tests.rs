@@ -49,7 +49,7 @@ async fn patiently(client: &Client, call: Call) -> Value {
     loop {
         match client.call(call.clone()).await {
             Ok(value) => return value,
-            Err(error) => assert!(started.elapsed() < Duration::from_secs(30), "{error}"),
+            Err(error) => assert!(started.elapsed() < Duration::from_secs(90), "{error}"),
         }
     }
 }

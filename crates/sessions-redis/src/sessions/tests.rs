@@ -27,7 +27,7 @@ async fn patiently<T>(what: impl AsyncFn() -> Result<T, SessionError>) -> Result
     loop {
         match what().await {
             Err(SessionError::Unavailable { .. } | SessionError::Indeterminate)
-                if started.elapsed() < Duration::from_secs(30) => {}
+                if started.elapsed() < Duration::from_secs(90) => {}
             outcome => return outcome,
         }
     }
@@ -88,7 +88,7 @@ async fn a_failover_that_took_a_version_back_is_told() {
     assert_eq!(other.get("s").await.unwrap().version, 4);
     cluster.servers[primary].kill().unwrap();
     cluster.servers[replica].resume().unwrap();
-    cluster.ready(Duration::from_secs(30)).await.unwrap();
+    cluster.ready(Duration::from_secs(90)).await.unwrap();
 
     assert_eq!(patiently(async || one.get("s").await).await, Err(SessionError::WentBack { known: 4, found: 2 }));
     assert_eq!(one.get("s").await.map(|there| (there.version, there.state)), Ok((2, state("2"))), "told once");

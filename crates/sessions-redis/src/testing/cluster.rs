@@ -32,7 +32,7 @@ impl Default for ClusterOptions {
 }
 
 const PRIMARIES: usize = 3;
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A Redis Cluster on loopback: servers 0 to 2 begin as primaries of a third of the slots each, the others as their
 /// replicas.

@@ -113,9 +113,9 @@ impl RedisServer {
         Ok(())
     }
 
-    /// Asks one command past the client under test, within 2 s.
+    /// Asks one command past the client under test, within 10 s.
     pub async fn ask(&self, command: &[&str]) -> io::Result<Reply> {
-        admin::ask(self.port, self.auth.as_ref(), command, Duration::from_secs(2)).await
+        admin::ask(self.port, self.auth.as_ref(), command, Duration::from_secs(10)).await
     }
 
     /// Where clients connect.

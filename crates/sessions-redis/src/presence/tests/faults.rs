@@ -161,7 +161,7 @@ async fn primaries_that_come_back_empty_show_nobody_as_gone() {
         }
         let took = until("everybody is there", async || whole(&rig).await).await;
         eprintln!("round {round}: whole {took:?} after the primaries were back");
-        cluster.ready(Duration::from_secs(30)).await.unwrap();
+        cluster.ready(Duration::from_secs(90)).await.unwrap();
         until("everybody is there", async || whole(&rig).await).await;
     }
 }

@@ -91,11 +91,7 @@ impl<R: Replicas> Rig<R> {
 }
 
 async fn until(what: &str, holds: impl AsyncFn() -> bool) -> Duration {
-    until_within(Duration::from_secs(30), what, holds).await
-}
-
-async fn until_within(limit: Duration, what: &str, holds: impl AsyncFn() -> bool) -> Duration {
-    let start = Instant::now();
+    let (limit, start) = (Duration::from_secs(90), Instant::now());
     while !holds().await {
         assert!(start.elapsed() < limit, "{what}: not within {limit:?}");
         sleep(Duration::from_millis(20)).await;
