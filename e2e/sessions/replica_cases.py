@@ -6,7 +6,7 @@ import time
 from failure import Failure
 from frame import HIDDEN_SECONDS, Frame
 from resumes import Resumes
-from session_cases import GHOST_SECONDS, GROUPS, case, described, expected, look, require, seconds, told, whole
+from session_cases import GHOST_SECONDS, GROUPS, case, described, expected, judge_ghosts, look, require, seconds, told, whole
 from system import STAYS, Sampler
 
 NOTICED_SECONDS = 6.0  # a client gives up a silent replica after 4 s, and needs a while to be somewhere else
@@ -70,7 +70,7 @@ def paused_for(system, figures, wrong, length):
         finally:
             system.replicas[1].thaw()
         thawed = time.time()
-        last = max((at for at, _, _, shown, _ in sampler.samples if shown and shown & held and at < thawed), default=frozen)
+        last = max((asked for at, _, _, shown, asked in sampler.samples if shown and shown & held and at < thawed), default=frozen)
         right = whole(system, groups, seconds=30)
     # Who comes back after the replica stopped counting is announced again.
     frame.judge(figures, wrong, NOTICED_SECONDS, ATTEMPT_SECONDS, kinds=("leave",))
@@ -84,7 +84,7 @@ def paused_for(system, figures, wrong, length):
     figures["clients that waited for it"] = f"{len(held & now)} of {len(held)} have their client id"
     figures["clients that noticed"] = f"12 and more, {len(changed)} are somebody else"
     figures["observers were told"] = described(seen)
-    require(wrong, last - frozen <= GHOST_SECONDS, f"shown for {last - frozen:.1f} s")
+    judge_ghosts(system, wrong, frozen, last)
     require(wrong, not changed, f"came back as somebody else: {changed[:3]}")
     require(wrong, held == now, f"{len(held - now)} that waited are somebody else")
     there = now | {member["ids"][-1] for member in after}

@@ -61,7 +61,7 @@ class Stalls(threading.Thread):
     """Notes for how long this process was not scheduled, from now on: what is measured by its clock, or on a machine that stood
     still, may be late by as much."""
 
-    STEP = 0.02
+    STEP, LEAST = 0.02, 0.1
 
     def __init__(self):
         super().__init__(daemon=True)
@@ -73,11 +73,15 @@ class Stalls(threading.Thread):
             before = time.monotonic()
             time.sleep(self.STEP)
             self.noted.append((time.time(), time.monotonic() - before - self.STEP))
-            del self.noted[:-5000]
+            del self.noted[:-10_000]
 
-    def since(self, at):
-        """Seconds of all stalls since then, what every sleep takes too long left out."""
-        return sum(length for end, length in list(self.noted) if end > at and length > self.STEP / 2)
+    def between(self, begin, end):
+        """Seconds of all stalls that ended between the two times; shorter ones than LEAST are how a busy machine is."""
+        return sum(length for at, length in list(self.noted) if begin < at <= end and length > self.LEAST)
+
+    def went_on(self, begin, end, longer):
+        """When the last stall `longer` than that ended between the two times; the first time where there was none."""
+        return max([begin, *(at for at, length in list(self.noted) if begin < at <= end and length > longer)])
 
     def longest(self, at):
         return max((length for end, length in list(self.noted) if end > at), default=0.0)
