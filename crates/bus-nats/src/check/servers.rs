@@ -5,7 +5,7 @@ use std::time::Duration;
 use futures_util::future::join_all;
 use plenum_telemetry::Finding;
 use serde::Deserialize;
-use tokio::time::Instant;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{CheckConfig, open};
 use crate::log::{bytes, is_new_enough, min_server};
@@ -31,7 +31,16 @@ async fn one(config: &CheckConfig, server: &str) -> Finding {
         }
     };
     let took = started.elapsed();
-    let info = pool.any().server_info();
+    // A client counts as connected a moment before it has kept what the server said of itself.
+    let known = async {
+        loop {
+            match pool.any().try_server_info() {
+                Some(info) => return info,
+                None => sleep(Duration::from_millis(10)).await,
+            }
+        }
+    };
+    let info = timeout(config.limit, known).await.unwrap_or_default();
     pool.close(Duration::ZERO).await;
     let cluster = info.cluster.map_or("no cluster".to_owned(), |name| format!("cluster {name}"));
     let found = format!(
