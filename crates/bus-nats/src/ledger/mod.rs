@@ -50,7 +50,7 @@ pub struct NatsLedger {
 }
 
 impl NatsLedger {
-    /// Makes the bucket if it is missing and checks it if it is there. Waits up to 2 s until it takes writes: the servers
+    /// Makes the bucket if it is missing and checks it if it is there. Waits up to 3 s until it takes writes: the servers
     /// learn of a new one after each other.
     pub async fn start(links: Arc<dyn Links>, config: &LedgerConfig) -> Result<Arc<Self>, LedgerError> {
         let name = format!("{}-ledger", config.prefix);

@@ -32,7 +32,7 @@ use crate::pool::Pool;
 use crate::workers::{Reason, Rejected, Work, Workers};
 pub use config::OrderedConfig;
 use flow::Flow;
-use gate::Gate;
+use gate::{Gate, Told, Verdict};
 use unsettled::{Entry, Known, Part, Unsettled};
 
 /// The consumer's only priority group.
@@ -46,6 +46,8 @@ const MISSES: u32 = 5;
 const ROW: Duration = HEARTBEAT.saturating_mul(4);
 /// Messages of one request.
 const BATCH: usize = 256;
+/// Until JetStream is told again that messages are wanted, when it did not answer: its leader may be gone.
+const KEEP_AGAIN: Duration = Duration::from_millis(500);
 /// Bytes of messages that wait or are worked on; at the bound no more are taken.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A message that was delivered this often without an outcome ends its processes: it is given up.
@@ -159,6 +161,7 @@ impl<P: ProcessInOrder> Clone for Reader<P> {
 /// Takes messages until told to end; opens the consumer again, for ever, when it breaks.
 async fn read<P: ProcessInOrder>(reader: Reader<P>) {
     let running = &reader.running;
+    let _ended = Waiting(&reader.unsettled);
     let mut opening = Opening::new(&reader.config.stream, &reader.config.durable);
     while !running.ending.is_cancelled() {
         let delivered = reader.deliver().await;
@@ -176,27 +179,33 @@ async fn read<P: ProcessInOrder>(reader: Reader<P>) {
     }
 }
 
-/// Tells JetStream that what was taken is still wanted.
+/// Lets go of what waits, also when the reader is aborted.
+struct Waiting<'a, J>(&'a Unsettled<J>);
+
+impl<J> Drop for Waiting<'_, J> {
+    fn drop(&mut self) {
+        self.0.let_go();
+    }
+}
+
+/// Tells JetStream that what was taken is still wanted, until it answers that it knows.
 async fn keep<P: ProcessInOrder>(reader: Reader<P>) {
-    let mut clock = tokio::time::interval(reader.config.ack_wait / 3);
-    clock.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let pause = reader.config.ack_wait / 3;
+    let mut next = Instant::now();
     loop {
         tokio::select! {
             () = reader.over() => return,
-            _ = clock.tick() => {}
+            () = tokio::time::sleep_until(next.into()) => {}
         }
+        next = Instant::now() + pause;
         if reader.unsettled.lose_overdue() {
             continue;
         }
-        let (at, contact) = (Instant::now(), reader.flow.contact());
-        for ack in reader.unsettled.acks() {
-            let progress = Bytes::from(jetstream::AckKind::Progress);
-            if reader.flow.client.publish(ack, progress).await.is_err() {
-                return;
-            }
-        }
-        if contact.is_some() && contact == reader.flow.contact() {
+        let at = Instant::now();
+        if reader.prolong(pause).await {
             reader.unsettled.kept(at);
+        } else {
+            next = Instant::now() + KEEP_AGAIN.min(pause);
         }
     }
 }
@@ -220,6 +229,20 @@ impl<P: ProcessInOrder> Reader<P> {
     async fn over(&self) {
         self.running.ending.cancelled().await;
         self.unsettled.empty().await;
+    }
+
+    /// Prolongs the time of all messages; whether JetStream has answered, which it does in their order.
+    async fn prolong(&self, patience: Duration) -> bool {
+        let progress = || Bytes::from(jetstream::AckKind::Progress);
+        let mut acks = self.unsettled.acks();
+        let Some(last) = acks.pop() else { return self.flow.contact().is_some() };
+        for ack in acks {
+            if self.flow.client.publish(ack, progress()).await.is_err() {
+                return false;
+            }
+        }
+        let asked = tokio::time::timeout(patience, self.flow.client.request(last, progress()));
+        asked.await.is_ok_and(|answer| answer.is_ok())
     }
 
     async fn info(&self) -> Option<jetstream::consumer::Info> {
@@ -260,7 +283,7 @@ impl<P: ProcessInOrder> Reader<P> {
                 biased;
                 () = ending.cancelled() => break,
                 _ = losses.changed() => return Err(LOST.into()),
-                next = messages.next() => next,
+                next = messages.next(), if !gate.is_full() => next,
                 () = look => {
                     self.try_open(&mut gate).await?;
                     continue;
@@ -274,7 +297,12 @@ impl<P: ProcessInOrder> Reader<P> {
                 Some(Err(error)) => return Err(error.into()),
                 Some(Ok(message)) => {
                     misses = Misses::default();
+                    let began = Instant::now();
                     self.take(message, &mut gate, &losses).await?;
+                    // What the client has in store was not kept meanwhile.
+                    if began.elapsed() > self.config.ack_wait / 3 {
+                        gate.close();
+                    }
                 }
             }
         }
@@ -291,28 +319,44 @@ impl<P: ProcessInOrder> Reader<P> {
         Ok(())
     }
 
-    /// Begins what waits if JetStream waits for nothing else; lets go of it if another process gets the messages by now.
+    /// Begins what waits if nothing that came before it is elsewhere; lets go of it if another process gets the messages by
+    /// now.
     async fn try_open(&self, gate: &mut Gate) -> Result<(), async_nats::Error> {
-        let before = self.unsettled.census();
-        let info = self.info().await;
+        let changes = self.unsettled.changes();
+        let info = tokio::select! {
+            () = self.running.discarding.cancelled() => return Ok(()),
+            info = self.info() => info,
+        };
         gate.look_later();
         if !gate.answered(info.is_some()) {
             return Err("JetStream does not answer CONSUMER.INFO, which tells what comes first".into());
         }
         let Some(info) = info else { return Ok(()) };
         let pinned = info.priority_groups.first().and_then(|group| group.pinned_client_id.as_deref());
-        if pinned != gate.pin() {
-            self.unsettled.let_go();
-            gate.emptied();
-        } else if info.num_ack_pending == before.count
-            // One that forgot deliveries with its old leader does not count them.
-            && info.delivered.stream_sequence >= before.newest
-            && self.unsettled.census() == before
-        {
-            gate.open();
-            for entry in self.unsettled.waiting() {
-                self.begin(&entry).await;
+        let here = self.unsettled.census(info.ack_floor.stream_sequence);
+        let told = Told {
+            pending: info.num_ack_pending,
+            redelivered: info.num_redelivered,
+            deliveries: info.delivered.consumer_sequence,
+            newest: info.delivered.stream_sequence,
+        };
+        let verdict = match () {
+            () if pinned != gate.pin() => Verdict::LetGo,
+            () if here.changes != changes => Verdict::Wait,
+            () => gate.judge(here, told, self.unsettled.has_room()),
+        };
+        match verdict {
+            Verdict::Begin => {
+                gate.open();
+                for entry in self.unsettled.waiting() {
+                    self.begin(&entry).await;
+                }
             }
+            Verdict::LetGo => {
+                self.unsettled.let_go();
+                gate.emptied();
+            }
+            Verdict::Wait => {}
         }
         Ok(())
     }

@@ -413,6 +413,33 @@ async fn nothing_is_begun_before_what_was_lost_on_the_way() {
     assert!(subscription.stats().redelivered > 0, "nothing was lost");
 }
 
+/// The front of a full stream goes with each publication: what was delivered is removed before it is begun.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_a_full_stream_removes_holds_nothing_up() {
+    let bench = Bench::new().await;
+    let stream = jetstream::stream::Config {
+        name: "WORK".into(),
+        subjects: vec!["work.>".into()],
+        max_messages: 100,
+        ..Default::default()
+    };
+    bench.context.update_stream(stream).await.unwrap();
+    bench.publish((0..100).map(|number| format!("a {number}"))).await;
+    let publishing = tokio::spawn({
+        let context = bench.context.clone();
+        async move {
+            for number in 100.. {
+                context.publish("work.a", format!("a {number}").into()).await.unwrap().await.unwrap();
+            }
+        }
+    });
+    let subscription = bench.subscribe();
+    until("it is at work", || subscription.stats().processed > 300).await;
+    publishing.abort();
+    let done: Vec<u64> = bench.notes.of("a").iter().map(|number| number.parse().unwrap()).collect();
+    assert!(done.is_sorted_by(|one, next| one < next), "{done:?}");
+}
+
 /// With three copies: the server that leads the consumer is killed while messages are on their way. What was done is not done
 /// again, whether its acknowledgement arrived or not.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]

@@ -25,6 +25,8 @@ pub(super) struct Entry<J> {
     /// Where its newest delivery is acknowledged.
     ack: Mutex<Subject>,
     bytes: usize,
+    /// It came more than once, here or elsewhere.
+    redelivered: AtomicBool,
     /// Keys of its parts until they are given to the workers.
     keys: Mutex<Vec<u64>>,
     /// Parts that have not ended.
@@ -41,12 +43,14 @@ impl<J> Entry<J> {
         keys: Vec<u64>,
         bytes: usize,
     ) -> Self {
+        let redelivered = message.delivery.is_some_and(|delivery| delivery.attempt > 1);
         Entry {
             message,
             job,
             arrived: Instant::now(),
             ack: Mutex::new(ack),
             bytes,
+            redelivered: AtomicBool::new(redelivered),
             left: AtomicUsize::new(keys.len()),
             keys: Mutex::new(keys),
             abandoned: AtomicBool::new(false),
@@ -90,14 +94,16 @@ pub(super) enum Known {
     Settled,
 }
 
-/// What is here at one time.
+/// What is here at one time, above what the consumer has acknowledgements of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Census {
     pub(super) count: usize,
+    /// Those of them that were delivered more than once.
+    pub(super) redelivered: usize,
     /// The highest sequence.
     pub(super) newest: u64,
     /// Messages that came and went so far.
-    changes: u64,
+    pub(super) changes: u64,
 }
 
 /// How a part ended.
@@ -252,15 +258,19 @@ impl<J> Unsettled<J> {
 
     /// What is known of a message; one that is here is acknowledged by its newest delivery.
     pub(super) fn known(&self, delivery: &Delivery, ack: &Subject) -> Known {
-        let held = self.held.lock();
+        let mut held = self.held.lock();
         if let Some(entry) = held.entries.get(&delivery.sequence) {
-            *entry.ack.lock() = ack.clone();
-            Known::Held
-        } else if held.settled.holds(delivery.sequence, delivery.stored_ns) {
-            Known::Settled
-        } else {
-            Known::New
+            if entry.stored_ns() == delivery.stored_ns {
+                *entry.ack.lock() = ack.clone();
+                entry.redelivered.fetch_or(delivery.attempt > 1, Ordering::Relaxed);
+                return Known::Held;
+            }
+            // The stream was made anew, or went back: what had this sequence is gone.
+            let gone = entry.clone();
+            self.take_out(&mut held, &gone);
+            self.running.note_abandoned();
         }
+        if held.settled.holds(delivery.sequence, delivery.stored_ns) { Known::Settled } else { Known::New }
     }
 
     /// Takes a message in, unless everything was lost since its delivery.
@@ -279,7 +289,14 @@ impl<J> Unsettled<J> {
 
     /// It has its outcome.
     pub(super) fn settled(&self, entry: &Arc<Entry<J>>) {
-        self.held.lock().settled.add(entry.sequence(), entry.stored_ns());
+        let mut held = self.held.lock();
+        held.settled.add(entry.sequence(), entry.stored_ns());
+        // Lost meanwhile, it may have come again: it was acknowledged with this one.
+        let again = held.entries.get(&entry.sequence());
+        if let Some(again) = again.filter(|again| again.waits() && again.stored_ns() == entry.stored_ns()).cloned() {
+            self.take_out(&mut held, &again);
+        }
+        drop(held);
         self.remove(entry);
     }
 
@@ -292,7 +309,10 @@ impl<J> Unsettled<J> {
 
     /// It is not ours any more. False if it was not before.
     fn remove(&self, entry: &Arc<Entry<J>>) -> bool {
-        let mut held = self.held.lock();
+        self.take_out(&mut self.held.lock(), entry)
+    }
+
+    fn take_out(&self, held: &mut Held<J>, entry: &Arc<Entry<J>>) -> bool {
         let ours = held.entries.get(&entry.sequence()).is_some_and(|one| Arc::ptr_eq(one, entry));
         if ours {
             held.entries.remove(&entry.sequence());
@@ -300,15 +320,29 @@ impl<J> Unsettled<J> {
             held.changes += 1;
         }
         self.running.set_held(held.entries.len(), held.bytes);
-        drop(held);
         self.fewer.notify_waiters();
         ours
     }
 
-    pub(super) fn census(&self) -> Census {
+    /// What is here above this sequence.
+    pub(super) fn census(&self, floor: u64) -> Census {
         let held = self.held.lock();
-        let newest = held.entries.last_key_value().map_or(0, |(sequence, _)| *sequence);
-        Census { count: held.entries.len(), newest, changes: held.changes }
+        let mut census = Census { count: 0, redelivered: 0, newest: 0, changes: held.changes };
+        for (sequence, entry) in held.entries.range(floor.saturating_add(1)..) {
+            census.count += 1;
+            census.redelivered += usize::from(entry.redelivered.load(Ordering::Relaxed));
+            census.newest = *sequence;
+        }
+        census
+    }
+
+    /// How often messages came or went.
+    pub(super) fn changes(&self) -> u64 {
+        self.held.lock().changes
+    }
+
+    pub(super) fn has_room(&self) -> bool {
+        self.held.lock().bytes < MAX_BYTES
     }
 
     /// Those that were not begun, in the order of the stream.
@@ -351,5 +385,63 @@ impl<J> Unsettled<J> {
             }
             fewer.await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    fn delivery(sequence: u64, attempt: u64, stored_ns: u64) -> Delivery {
+        Delivery { sequence, attempt, consumer_sequence: 0, remaining: 0, stored_ns }
+    }
+
+    fn entry(delivery: Delivery, keys: Vec<u64>) -> Entry<()> {
+        let message = async_nats::Message {
+            subject: "a".into(),
+            reply: None,
+            payload: Bytes::new(),
+            headers: None,
+            status: None,
+            description: None,
+            length: 100,
+        };
+        Entry::new(Received::new(message, Some(delivery)), Ok(()), "ack".into(), keys, 100)
+    }
+
+    fn unsettled() -> (Unsettled<()>, watch::Receiver<u64>) {
+        let unsettled = Unsettled::new(Running::new("test", 1, 10, 1000), Duration::from_secs(10));
+        let losses = unsettled.begin(1);
+        (unsettled, losses)
+    }
+
+    #[tokio::test]
+    async fn a_message_of_a_stream_that_was_made_anew_is_no_redelivery() {
+        let (unsettled, losses) = unsettled();
+        unsettled.add(entry(delivery(5, 1, 50), vec![1]), &losses).unwrap();
+        assert_eq!(unsettled.known(&delivery(5, 2, 50), &"again".into()), Known::Held);
+        let here = unsettled.census(0);
+        assert_eq!((here.count, here.redelivered, here.newest), (1, 1, 5));
+        assert_eq!(unsettled.census(5).count, 0);
+        assert_eq!(unsettled.acks(), ["again".into()]);
+        assert_eq!(unsettled.known(&delivery(5, 1, 90), &"new".into()), Known::New);
+        assert!(unsettled.acks().is_empty(), "what is gone would be acknowledged in its place");
+        assert_ne!(unsettled.census(0).changes, here.changes);
+    }
+
+    #[tokio::test]
+    async fn what_an_overdue_try_settled_does_not_wait_any_more() {
+        let (unsettled, losses) = unsettled();
+        let lost = unsettled.add(entry(delivery(5, 1, 50), vec![1]), &losses).unwrap();
+        lost.begin();
+        unsettled.abandon(&lost);
+        unsettled.add(entry(delivery(5, 2, 50), vec![1]), &losses).unwrap();
+        unsettled.add(entry(delivery(6, 1, 60), vec![1]), &losses).unwrap();
+        unsettled.settled(&lost);
+        assert_eq!(unsettled.waiting().iter().map(|entry| entry.sequence()).collect::<Vec<_>>(), [6]);
+        unsettled.let_go();
+        assert_eq!((unsettled.census(0).count, unsettled.has_room()), (0, true));
     }
 }
