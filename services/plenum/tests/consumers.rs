@@ -173,7 +173,7 @@ async fn a_worker_is_killed_under_load_and_every_publication_arrives_once_and_in
     assert!(report["workers"].as_array().unwrap().iter().any(|workers| workers["name"] == "keyed"), "{report}");
     second.signal("TERM");
     assert_eq!(second.wait(), Some(0));
-    assert!(second.log.lock().unwrap().contains("\"stopped\""));
+    second.logged("\"stopped\"", |_| Some(()));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
