@@ -10,6 +10,7 @@ mod flow;
 mod gate;
 mod settled;
 mod unsettled;
+mod upkeep;
 
 #[cfg(test)]
 mod tests;
@@ -34,6 +35,7 @@ pub use config::OrderedConfig;
 use flow::Flow;
 use gate::{Gate, Told, Verdict};
 use unsettled::{Entry, Known, Part, Unsettled};
+use upkeep::{keep, look};
 
 /// The consumer's only priority group.
 const GROUP: &str = "one";
@@ -46,8 +48,6 @@ const MISSES: u32 = 5;
 const ROW: Duration = HEARTBEAT.saturating_mul(4);
 /// Messages of one request.
 const BATCH: usize = 256;
-/// Until JetStream is told again that messages are wanted, when it did not answer: its leader may be gone.
-const KEEP_AGAIN: Duration = Duration::from_millis(500);
 /// Bytes of messages that wait or are worked on; at the bound no more are taken.
 const MAX_BYTES: usize = 64 * 1024 * 1024;
 /// A message that was delivered this often without an outcome ends its processes: it is given up.
@@ -188,61 +188,11 @@ impl<J> Drop for Waiting<'_, J> {
     }
 }
 
-/// Tells JetStream that what was taken is still wanted, until it answers that it knows.
-async fn keep<P: ProcessInOrder>(reader: Reader<P>) {
-    let pause = reader.config.ack_wait / 3;
-    let mut next = Instant::now();
-    loop {
-        tokio::select! {
-            () = reader.over() => return,
-            () = tokio::time::sleep_until(next.into()) => {}
-        }
-        next = Instant::now() + pause;
-        if reader.unsettled.lose_overdue() {
-            continue;
-        }
-        let at = Instant::now();
-        if reader.prolong(pause).await {
-            reader.unsettled.kept(at);
-        } else {
-            next = Instant::now() + KEEP_AGAIN.min(pause);
-        }
-    }
-}
-
-/// Asks how much is left in the stream.
-async fn look<P: ProcessInOrder>(reader: Reader<P>) {
-    loop {
-        tokio::select! {
-            () = reader.over() => return,
-            () = tokio::time::sleep(LOOK) => {}
-        }
-        if let Some(info) = reader.info().await {
-            reader.running.set_remaining(info.num_pending);
-            reader.unsettled.confirm(info.created.unix_timestamp_nanos(), info.ack_floor.stream_sequence);
-        }
-    }
-}
-
 impl<P: ProcessInOrder> Reader<P> {
     /// Waits for the end of everything that was taken.
     async fn over(&self) {
         self.running.ending.cancelled().await;
         self.unsettled.empty().await;
-    }
-
-    /// Prolongs the time of all messages; whether JetStream has answered, which it does in their order.
-    async fn prolong(&self, patience: Duration) -> bool {
-        let progress = || Bytes::from(jetstream::AckKind::Progress);
-        let mut acks = self.unsettled.acks();
-        let Some(last) = acks.pop() else { return self.flow.contact().is_some() };
-        for ack in acks {
-            if self.flow.client.publish(ack, progress()).await.is_err() {
-                return false;
-            }
-        }
-        let asked = tokio::time::timeout(patience, self.flow.client.request(last, progress()));
-        asked.await.is_ok_and(|answer| answer.is_ok())
     }
 
     async fn info(&self) -> Option<jetstream::consumer::Info> {
