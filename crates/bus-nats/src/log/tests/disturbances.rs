@@ -9,8 +9,8 @@ use plenum_channels::{Live, LiveEvent, Log};
 use tokio::sync::broadcast;
 
 use super::servers::{Witness, config, faulty, prefix, publish, replica, request, started, until};
-use crate::log::LogConfig;
 use crate::log::faults::Faults;
+use crate::log::{LogConfig, NatsLog};
 use crate::pool::{EventKind, Pool, PoolConfig, PoolEvent};
 use crate::testing::{NatsCluster, NatsServer};
 use crate::workers::{Workers, WorkersConfig};
@@ -78,27 +78,43 @@ async fn a_slow_consumer_leads_to_a_look_up() {
     let prefix = prefix();
     let publisher = replica(vec![server.url()], config(&prefix, 1)).await;
     for rule in [true, false] {
-        let pool_config = PoolConfig { subscription_capacity: 512, ..PoolConfig::new(vec![server.url()]) };
-        let pool = Pool::connect(pool_config).await.unwrap();
-        pool.wait_ready(PATIENCE).await.unwrap();
-        let faults = Arc::new(Faults::default());
-        faults.ignore_disturbances.store(!rule, Ordering::SeqCst);
-        let mut config = config(&prefix, 1);
-        config.faults = faults.clone();
-        let mut events = pool.events();
-        let log = started(pool, config).await;
-        let channel = format!("channel {rule}");
-        Witness::on(&log, &channel).await;
-        faults.hold_ticks.store(true, Ordering::SeqCst);
-        let slow = Arc::new(Slow::default());
-        log.subscribe(&channel, slow.clone()).await.unwrap();
-        let calls: Vec<_> = (0..2000).map(|n| publisher.append(request(&channel, n.to_string()))).collect();
-        let last = join_all(calls).await.pop().unwrap().unwrap().position.offset;
-        slow_consumer(&mut events).await;
-        slow.goes_on.store(true, Ordering::SeqCst);
-        let found = slow.witness.gets(last, if rule { PATIENCE } else { NEVER }).await;
-        assert_eq!(found, rule, "rule {rule}: {} came", slow.witness.offsets().len());
+        let mut found = !rule;
+        // Where a busy machine spreads what comes, what follows a loss betrays it; then once more.
+        for attempt in 0..5 {
+            let channel = format!("channel {rule} {attempt}");
+            found = is_found_behind_a_slow_consumer(server.url(), &prefix, &publisher, &channel, rule).await;
+            if found == rule {
+                break;
+            }
+            assert!(!rule, "what was dropped is not read");
+        }
+        assert_eq!(found, rule, "rule {rule}");
     }
+}
+
+/// Whether the last one of those that were dropped comes.
+async fn is_found_behind_a_slow_consumer(
+    url: String,
+    prefix: &str,
+    publisher: &NatsLog,
+    channel: &str,
+    rule: bool,
+) -> bool {
+    let pool = Pool::connect(PoolConfig { subscription_capacity: 512, ..PoolConfig::new(vec![url]) }).await.unwrap();
+    pool.wait_ready(PATIENCE).await.unwrap();
+    let faults = Arc::new(Faults::default());
+    faults.ignore_disturbances.store(!rule, Ordering::SeqCst);
+    let mut events = pool.events();
+    let log = started(pool, LogConfig { faults: faults.clone(), ..config(prefix, 1) }).await;
+    Witness::on(&log, channel).await;
+    faults.hold_ticks.store(true, Ordering::SeqCst);
+    let slow = Arc::new(Slow::default());
+    log.subscribe(channel, slow.clone()).await.unwrap();
+    let calls: Vec<_> = (0..2000).map(|n| publisher.append(request(channel, n.to_string()))).collect();
+    let last = join_all(calls).await.pop().unwrap().unwrap().position.offset;
+    slow_consumer(&mut events).await;
+    slow.goes_on.store(true, Ordering::SeqCst);
+    slow.witness.gets(last, if rule { PATIENCE } else { NEVER }).await
 }
 
 /// The only keyed worker is held up, and its queue has room for one: what finds none is read, and nobody else waits.

@@ -9,7 +9,7 @@ use crate::log::NatsLog;
 use crate::log::faults::Faults;
 use crate::testing::NatsCluster;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// A publisher, and a replica on a server that does not lead the channel's stream. That replica loses every live message
 /// and takes ticks for signs of life only.

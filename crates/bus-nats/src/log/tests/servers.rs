@@ -101,9 +101,16 @@ pub async fn publish(log: &NatsLog, channel: &str, data: impl Into<Vec<u8>>) -> 
     log.append(request(channel, data)).await.unwrap().position.offset
 }
 
+/// The history. On a busy machine a read may be refused as temporary; then it is made again.
 pub async fn history(log: &NatsLog, channel: &str, since: Since) -> Page {
     let read = Read { since, reverse: false, limit: 100_000, max_bytes: usize::MAX, retention: KEEP };
-    log.read(channel, read).await.unwrap()
+    let deadline = Instant::now() + Duration::from_secs(30);
+    loop {
+        match log.read(channel, read.clone()).await {
+            Ok(page) => return page,
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
+        }
+    }
 }
 
 /// Remembers what it got and when; losses too.
