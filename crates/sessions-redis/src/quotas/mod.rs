@@ -251,7 +251,8 @@ async fn rounds(inner: Weak<Inner>) {
         rounds.tick().await;
         let Some(inner) = inner.upgrade() else { return };
         let own = inner.own();
-        let canaries = canaries.get_or_insert_with(|| Canaries::new(format!("quotas:{}", incarnation(own))));
+        // Members may have been counted before the first look, and lost before it too.
+        let canaries = canaries.get_or_insert_with(|| Canaries::late(format!("quotas:{}", incarnation(own))));
         if let Some(changed) = canaries.look(&inner.redis, &inner.background).await {
             inner.held.lock().doubt_slots(|slot| changed[usize::from(slot)]);
         }

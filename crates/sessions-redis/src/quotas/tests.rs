@@ -136,6 +136,24 @@ async fn counts_return_after_a_flush_and_a_failover() {
     until("all are counted", full).await;
 }
 
+/// The same before Redis was looked at for the first time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn counts_return_after_a_flush_that_came_before_the_first_look() {
+    let server = RedisServer::start().await.unwrap();
+    // No look comes to an end without this command, which nothing else uses.
+    server.ask(&["ACL", "SETUSER", "default", "-getex"]).await.unwrap();
+    let (_sides, replicas) = replicas(&server.patient(), 2, HOUR).await;
+    replicas[0].enter(USER, "ann", "1", 1).await.unwrap();
+    server.ask(&["FLUSHALL"]).await.unwrap();
+    server.ask(&["ACL", "SETUSER", "default", "+getex"]).await.unwrap();
+    until("it counts again", async || {
+        let full = replicas[1].enter(USER, "ann", "2", 1).await.is_err();
+        replicas[1].exit(USER, "ann", "2");
+        full
+    })
+    .await;
+}
+
 /// Keys live as long as somebody is counted, and no longer than that.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn counts_are_renewed_while_they_are_held() {
