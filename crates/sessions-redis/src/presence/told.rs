@@ -11,7 +11,7 @@ use hashbrown::{HashMap, HashSet};
 use plenum_channels::{Census, Incarnation, PresenceError};
 use tokio::time::{Instant, sleep};
 
-use super::{Inner, calls, canary, failed, unavailable};
+use super::{Canaries, Inner, calls, canary, failed, unavailable};
 use crate::client::{Call, Node, Slots, Value};
 use crate::keys::{Keys, Tag};
 
@@ -46,6 +46,11 @@ struct Known {
 }
 
 impl Told {
+    #[cfg(test)]
+    pub(super) fn tellers(&self) -> usize {
+        self.tellers.len()
+    }
+
     /// Where it is said of a node.
     fn place(&mut self, keys: &Keys, slots: &Arc<Slots>, node: &Node) -> Option<Tag> {
         if self.places.as_ref().is_none_or(|(known, _)| !Arc::ptr_eq(known, slots)) {
@@ -95,6 +100,22 @@ impl Told {
 }
 
 impl Inner {
+    /// Learns who says it, before a read depends on that.
+    pub(super) async fn learn(&self, canaries: &Canaries) {
+        let alive: Vec<_> = calls::alive(&self.replicas.census()).collect();
+        if alive.iter().all(|one| self.told.lock().tellers.contains(one)) {
+            return;
+        }
+        let said = canaries.seen().filter_map(|(_, canary)| calls::told(self.redis.keys(), &canary.tag, &alive));
+        for said in self.background.call_all(said.collect()).await.into_iter().flatten() {
+            let said = said.into_array().into_iter().map(|said| said.into_string().is_some());
+            self.told
+                .lock()
+                .tellers
+                .extend(alive.iter().copied().zip(said).filter(|(_, said)| *said).map(|(of, _)| of));
+        }
+    }
+
     /// Executes reading calls on a channel, on a primary that holds all that those announced who count.
     pub(super) async fn read(
         &self,

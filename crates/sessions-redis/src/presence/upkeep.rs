@@ -145,6 +145,7 @@ pub(super) async fn run(inner: Weak<Inner>) {
         inner.doubt_slots(changed);
         inner.mend(own, Instant::now() + MENDING).await;
         inner.tell(canaries, own).await;
+        inner.learn(canaries).await;
         let census = inner.replicas.census();
         if inner.sweeps.lock().deaths(&census) {
             inspect = Instant::now();

@@ -63,6 +63,8 @@ async fn rig(cluster: &RedisCluster) -> Rig {
     let rig = Rig::listed(cluster.config(), PresenceConfig::default(), 2).ready().await;
     populate(&rig).await;
     until("everybody is there", async || whole(&rig).await).await;
+    let knows = |replica: &Arc<RedisPresence>| replica.inner.told.lock().tellers() == rig.replicas.len();
+    until("all know who announces", async || rig.replicas.iter().all(knows)).await;
     rig
 }
 
@@ -148,6 +150,15 @@ async fn presence_is_rebuilt_after_a_flush() {
 }
 
 /// Two primaries that come back with nothing answer before anybody was written again, and before anybody looked at them.
+/// A primary may come back empty before a replica's first read: that has to wait for those who have been there.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_announces_is_known_before_the_first_read() {
+    let cluster = RedisCluster::start().await.unwrap();
+    let rig = Rig::listed(cluster.config(), PresenceConfig::default(), 2);
+    let knows = |replica: &Arc<RedisPresence>| replica.inner.told.lock().tellers() == rig.replicas.len();
+    until("all know who announces", async || rig.replicas.iter().all(knows)).await;
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn primaries_that_come_back_empty_show_nobody_as_gone() {
     let mut cluster = RedisCluster::start().await.unwrap();
