@@ -152,9 +152,19 @@ impl RedisServer {
         Ok(())
     }
 
-    /// Freezes it (SIGSTOP).
+    /// Freezes it (SIGSTOP). All of its threads stand when this returns: until the one that takes the signal is scheduled, the
+    /// others go on.
     pub fn pause(&self) -> io::Result<()> {
-        self.signal("STOP")
+        self.signal("STOP")?;
+        let Some(pid) = self.pid() else { return Ok(()) };
+        let deadline = Instant::now() + PATIENCE;
+        while !stands(pid)? {
+            if Instant::now() > deadline {
+                return Err(io::Error::new(io::ErrorKind::TimedOut, format!("process {pid} does not stand")));
+            }
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        Ok(())
     }
 
     /// Lets a frozen one go on (SIGCONT).
@@ -188,6 +198,17 @@ impl RedisServer {
         }
         Ok(found)
     }
+}
+
+/// Whether every thread of a process is stopped, as `/proc/PID/task/TID/stat` says behind the name in brackets.
+fn stands(pid: u32) -> io::Result<bool> {
+    for task in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+        let Ok(stat) = std::fs::read_to_string(task?.path().join("stat")) else { continue };
+        if !stat.rsplit_once(") ").is_some_and(|(_, state)| state.starts_with('T')) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 impl Drop for RedisServer {

@@ -91,6 +91,14 @@ impl Bench {
         Self::with("", Credentials::None).await
     }
 
+    /// On a server that takes no acknowledgement.
+    async fn deaf() -> Self {
+        let settings = r#"authorization { users: [
+            { user: "u", password: "p", permissions: { publish: { deny: ["$JS.ACK.>"] } } }
+        ] }"#;
+        Self::with(settings, Credentials::UserPassword { user: "u".into(), password: "p".into() }).await
+    }
+
     async fn with(settings: &str, credentials: Credentials) -> Self {
         let options = ServerOptions { settings: settings.into(), ..ServerOptions::default() };
         let server = NatsServer::start_with(options).await.unwrap();
@@ -282,11 +290,7 @@ async fn a_drain_finishes_what_was_taken_and_a_stop_leaves_it() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn what_was_done_is_not_done_again_when_its_acknowledgement_is_lost() {
-    let settings = r#"authorization { users: [
-        { user: "u", password: "p", permissions: { publish: { deny: ["$JS.ACK.>"] } } }
-    ] }"#;
-    let credentials = Credentials::UserPassword { user: "u".into(), password: "p".into() };
-    let bench = Bench::with(settings, credentials).await;
+    let bench = Bench::deaf().await;
     let subscription = bench.subscribe();
     bench.publish((0..5).map(|number| format!("a {number}"))).await;
     until("they are done", || subscription.stats().processed == 5).await;
@@ -294,6 +298,16 @@ async fn what_was_done_is_not_done_again_when_its_acknowledgement_is_lost() {
     bench.publish(["a 5".to_owned()]).await;
     until("what follows is done", || subscription.stats().processed == 6).await;
     assert_eq!(bench.notes.of("a"), ["0", "1", "2", "3", "4", "5"]);
+}
+
+/// A connection that stands says nothing about whoever leads the consumer.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn what_jetstream_does_not_hear_to_be_wanted_is_let_go() {
+    let bench = Bench::deaf().await;
+    bench.notes.hold.store(true, Ordering::Relaxed);
+    let subscription = bench.subscribe();
+    bench.publish((0..5).map(|number| format!("a {number}"))).await;
+    until("they are let go", || subscription.stats().abandoned >= 5).await;
 }
 
 /// A process that stands still, with a runtime of its own in place of a process.
