@@ -221,6 +221,8 @@ impl<P: ProcessInOrder> Reader<P> {
         };
         let mut misses = Misses::default();
         let mut gate = Gate::default();
+        // What the client has in store was not kept meanwhile.
+        let stood_still = |began: Instant| began.elapsed() > self.config.ack_wait / 3;
         loop {
             let due = gate.due();
             let look = async move {
@@ -235,7 +237,11 @@ impl<P: ProcessInOrder> Reader<P> {
                 _ = losses.changed() => return Err(LOST.into()),
                 next = messages.next(), if !gate.is_full() => next,
                 () = look => {
+                    let began = Instant::now();
                     self.try_open(&mut gate).await?;
+                    if stood_still(began) {
+                        gate.close();
+                    }
                     continue;
                 }
             };
@@ -249,8 +255,7 @@ impl<P: ProcessInOrder> Reader<P> {
                     misses = Misses::default();
                     let began = Instant::now();
                     self.take(message, &mut gate, &losses).await?;
-                    // What the client has in store was not kept meanwhile.
-                    if began.elapsed() > self.config.ack_wait / 3 {
+                    if stood_still(began) {
                         gate.close();
                     }
                 }
